@@ -1,0 +1,313 @@
+//! Logging in on a backend, without a socket: bytes of the backend in, bytes for the backend and one of a few
+//! needs out. Used for every server connection. Treats the backend as hostile: lengths, counts and order checked.
+
+use crate::backend::{AuthRequest, key_data_fields, max_len, parameter_status_fields};
+use crate::error::ErrorFields;
+use crate::frame::Header;
+use crate::frontend;
+use crate::md5;
+use crate::scram::{Challenge, ClientFirst, Expected, Keys, MECHANISM, ScramError};
+
+/// Longest message that a backend may send during login, in bytes.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// Most parameters that a backend may report during login.
+const MAX_PARAMETERS: usize = 256;
+
+/// What the login needs next.
+pub enum Need {
+    /// More bytes of the backend.
+    Bytes,
+    /// Bytes to send, then more bytes of the backend.
+    Send(Vec<u8>),
+    /// The backend asked for this kind of credential: call [`Login::credential`].
+    Credential(Asked),
+    /// SCRAM keys for this salt and count: call [`Login::keys`].
+    Keys {
+        /// Salt, raw bytes.
+        salt: Vec<u8>,
+        /// PBKDF2 rounds.
+        iterations: u32,
+    },
+    /// Nothing: the backend is ready for its first query.
+    Done(Box<Welcome>),
+}
+
+/// The kind of credential that a backend asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// The password in clear text.
+    Cleartext,
+    /// MD5 with this salt.
+    Md5([u8; 4]),
+    /// SCRAM-SHA-256.
+    Scram,
+}
+
+/// What the proxy answers to [`Need::Credential`].
+pub enum Answer<'a> {
+    /// The password itself, for [`Asked::Cleartext`].
+    Cleartext(&'a [u8]),
+    /// `md5(password || user)` in hex, for [`Asked::Md5`].
+    Md5(&'a [u8]),
+    /// Start the exchange; the keys follow when [`Need::Keys`] asks.
+    Scram,
+}
+
+/// What a backend said of itself while logging in.
+#[derive(Debug, Clone, Default)]
+pub struct Welcome {
+    /// Parameters reported, in order.
+    pub parameters: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Process id for cancel requests.
+    pub pid: u32,
+    /// Secret for cancel requests.
+    pub key: Vec<u8>,
+    /// Whether the backend asked for any credential; `false` is `trust` and the like.
+    pub asked: bool,
+}
+
+/// Why a login failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginError {
+    /// The backend refused; the whole ErrorResponse, as sent.
+    #[error("backend refused the login ({sqlstate}): {message}")]
+    Refused {
+        /// The ErrorResponse message, header included.
+        raw: Vec<u8>,
+        /// SQLSTATE, empty if the backend sent none.
+        sqlstate: String,
+        /// Primary message.
+        message: String,
+        /// Whether the credential had been accepted before.
+        authenticated: bool,
+    },
+    /// The backend asks for a method that the proxy does not speak.
+    #[error("backend asks for an unsupported authentication method ({0})")]
+    Unsupported(String),
+    /// The backend broke the protocol.
+    #[error("backend broke the protocol during login: {0}")]
+    Protocol(&'static str),
+    /// SCRAM failed on our side.
+    #[error(transparent)]
+    Scram(#[from] ScramError),
+}
+
+enum State {
+    Waiting,
+    AskedFor(Asked),
+    ClientFirst(ClientFirst),
+    Challenge(Challenge),
+    Expected(Expected),
+    ScramDone,
+    Authenticated,
+}
+
+/// A login in progress. Feed it with [`Login::advance`].
+pub struct Login {
+    state: State,
+    welcome: Welcome,
+}
+
+impl Login {
+    /// A login whose StartupMessage has been sent.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { state: State::Waiting, welcome: Welcome::default() }
+    }
+
+    /// Takes as many whole messages off the front of `buf` as it can; drops them from it.
+    ///
+    /// # Errors
+    /// See [`LoginError`]; the connection is of no use afterwards.
+    pub fn advance(&mut self, buf: &mut Vec<u8>) -> Result<Need, LoginError> {
+        loop {
+            let header = Header::parse(buf, max_len).map_err(|_| LoginError::Protocol("message length"))?;
+            let Some(Header { tag, size }) = header else { return Ok(Need::Bytes) };
+            if size > MAX_MESSAGE {
+                return Err(LoginError::Protocol("message too long"));
+            }
+            let Some(message) = buf.get(..size) else { return Ok(Need::Bytes) };
+            let need = self.message(tag, message);
+            buf.drain(..size);
+            if let Some(need) = need? {
+                return Ok(need);
+            }
+        }
+    }
+
+    /// Answers [`Need::Credential`] with bytes to send.
+    ///
+    /// # Errors
+    /// [`LoginError::Protocol`] when nothing of that kind was asked for.
+    pub fn credential(&mut self, answer: Answer<'_>) -> Result<Vec<u8>, LoginError> {
+        let mut out = Vec::new();
+        let State::AskedFor(asked) = &self.state else {
+            return Err(LoginError::Protocol("no credential asked"));
+        };
+        self.state = match (asked, answer) {
+            (Asked::Cleartext, Answer::Cleartext(password)) => {
+                frontend::password(&mut out, password, true);
+                State::Waiting
+            }
+            (Asked::Md5(salt), Answer::Md5(stored)) => {
+                frontend::password(&mut out, &md5::answer(stored, *salt), true);
+                State::Waiting
+            }
+            (Asked::Scram, Answer::Scram) => {
+                let first = ClientFirst::new();
+                frontend::sasl_initial(&mut out, MECHANISM, &first.message());
+                State::ClientFirst(first)
+            }
+            _ => return Err(LoginError::Protocol("credential of another kind")),
+        };
+        Ok(out)
+    }
+
+    /// Answers [`Need::Keys`] with bytes to send.
+    ///
+    /// # Errors
+    /// [`LoginError::Protocol`] when no keys were asked for.
+    pub fn keys(&mut self, keys: &Keys) -> Result<Vec<u8>, LoginError> {
+        let State::Challenge(challenge) = &self.state else {
+            return Err(LoginError::Protocol("no keys asked"));
+        };
+        let (answer, expected) = challenge.answer(keys);
+        self.state = State::Expected(expected);
+        let mut out = Vec::new();
+        frontend::password(&mut out, &answer, false);
+        Ok(out)
+    }
+
+    fn message(&mut self, tag: u8, message: &[u8]) -> Result<Option<Need>, LoginError> {
+        let body = message.get(5..).unwrap_or_default();
+        match tag {
+            b'R' => self.auth(body),
+            b'E' => Err(self.refused(message, body)),
+            b'N' => Ok(None),
+            b'v' => Err(LoginError::Protocol("version negotiation for protocol 3.0")),
+            b'S' if self.authenticated() => {
+                let (name, value) =
+                    parameter_status_fields(body).ok_or(LoginError::Protocol("ParameterStatus"))?;
+                if self.welcome.parameters.len() >= MAX_PARAMETERS {
+                    return Err(LoginError::Protocol("too many parameters"));
+                }
+                self.welcome.parameters.retain(|(known, _)| known != name);
+                self.welcome.parameters.push((name.to_vec(), value.to_vec()));
+                Ok(None)
+            }
+            b'K' if self.authenticated() => {
+                let (pid, key) = key_data_fields(body).ok_or(LoginError::Protocol("BackendKeyData"))?;
+                self.welcome.pid = pid;
+                self.welcome.key = key.to_vec();
+                Ok(None)
+            }
+            b'Z' if self.authenticated() => Ok(Some(Need::Done(Box::new(std::mem::take(&mut self.welcome))))),
+            _ => Err(LoginError::Protocol("unexpected message")),
+        }
+    }
+
+    fn authenticated(&self) -> bool {
+        matches!(self.state, State::Authenticated)
+    }
+
+    fn auth(&mut self, body: &[u8]) -> Result<Option<Need>, LoginError> {
+        let request = AuthRequest::parse(body).ok_or(LoginError::Protocol("authentication request"))?;
+        let state = std::mem::replace(&mut self.state, State::Waiting);
+        let (next, need) = match (state, request) {
+            (State::Waiting | State::ScramDone, AuthRequest::Ok) => (State::Authenticated, None),
+            (State::Waiting, AuthRequest::CleartextPassword) => self.ask(Asked::Cleartext)?,
+            (State::Waiting, AuthRequest::Md5Password(salt)) => self.ask(Asked::Md5(salt))?,
+            (State::Waiting, AuthRequest::Sasl(list)) => {
+                if !AuthRequest::offers(list, MECHANISM) {
+                    let offered = String::from_utf8_lossy(list).replace('\0', " ");
+                    return Err(LoginError::Unsupported(offered.trim_end().escape_debug().to_string()));
+                }
+                self.ask(Asked::Scram)?
+            }
+            (State::ClientFirst(first), AuthRequest::SaslContinue(data)) => {
+                let challenge = first.challenge(data)?;
+                let need = Need::Keys { salt: challenge.salt.clone(), iterations: challenge.iterations };
+                (State::Challenge(challenge), Some(need))
+            }
+            (State::Expected(expected), AuthRequest::SaslFinal(data)) => {
+                expected.check(data)?;
+                (State::ScramDone, None)
+            }
+            (_, AuthRequest::Other(code)) => return Err(LoginError::Unsupported(code.to_string())),
+            _ => return Err(LoginError::Protocol("authentication request out of order")),
+        };
+        self.state = next;
+        Ok(need)
+    }
+
+    fn ask(&mut self, asked: Asked) -> Result<(State, Option<Need>), LoginError> {
+        if self.welcome.asked {
+            return Err(LoginError::Protocol("two authentication requests"));
+        }
+        self.welcome.asked = true;
+        Ok((State::AskedFor(asked), Some(Need::Credential(asked))))
+    }
+
+    fn refused(&self, message: &[u8], body: &[u8]) -> LoginError {
+        let fields = ErrorFields::parse(body);
+        let shown = |field: Option<&[u8]>| {
+            String::from_utf8_lossy(field.unwrap_or_default()).escape_debug().collect::<String>()
+        };
+        LoginError::Refused {
+            raw: message.to_vec(),
+            sqlstate: shown(fields.code),
+            message: shown(fields.message),
+            authenticated: self.authenticated(),
+        }
+    }
+}
+
+impl Default for Login {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::TxStatus;
+    use crate::backend::{auth, key_data, parameter_status, ready_for_query};
+
+    #[test]
+    fn trust() {
+        let mut buf = Vec::new();
+        auth(&mut buf, 0, b"");
+        parameter_status(&mut buf, b"server_version", b"15");
+        key_data(&mut buf, 5, &[1; 4]);
+        ready_for_query(&mut buf, TxStatus::Idle);
+        buf.extend_from_slice(b"rest");
+        let Ok(Need::Done(welcome)) = Login::new().advance(&mut buf) else { panic!() };
+        assert_eq!((welcome.pid, welcome.asked, welcome.parameters.len()), (5, false, 1));
+        assert_eq!(buf, b"rest");
+    }
+
+    #[test]
+    fn a_server_cannot_skip_its_proof() {
+        let mut login = Login::new();
+        let mut buf = Vec::new();
+        auth(&mut buf, 10, b"SCRAM-SHA-256\0\0");
+        assert!(matches!(login.advance(&mut buf), Ok(Need::Credential(Asked::Scram))));
+        login.credential(Answer::Scram).unwrap();
+        auth(&mut buf, 0, b"");
+        assert!(matches!(login.advance(&mut buf), Err(LoginError::Protocol(_))));
+    }
+
+    #[test]
+    fn hostile_messages() {
+        for bytes in
+            [&b"Z\0\0\0\x05I"[..], b"R\0\0\0\x04", b"R\xff\xff\xff\xff", b"R\0\x10\0\0", b"D\0\0\0\x04"]
+        {
+            let mut buf = bytes.to_vec();
+            assert!(Login::new().advance(&mut buf).is_err(), "{bytes:?}");
+        }
+        let mut buf = b"E\0\0\0\x05\0".to_vec();
+        let Err(LoginError::Refused { sqlstate, .. }) = Login::new().advance(&mut buf) else { panic!() };
+        assert_eq!(sqlstate, "");
+    }
+}
