@@ -1,1 +1,3 @@
-//! .
+//! placeholder
+pub mod pool;
+pub mod server;

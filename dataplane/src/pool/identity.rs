@@ -1,0 +1,116 @@
+//! Pool keys: (database, user, startup parameters, proof epoch). A connection opened for one identity is never
+//! lent to another; a new credential makes a new identity, so old connections die with the old one.
+//!
+//! Startup parameters are part of the key: a server connection is opened with exactly the parameters of the
+//! clients that use it, so settings from the startup packet hold and nothing needs replaying (decision 0003).
+
+use crate::server::Credential;
+use helios_pgwire::backend;
+use helios_pgwire::login::Welcome;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Name and value pairs.
+pub type Params = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Whose server connections these are.
+pub struct Identity {
+    /// Unique in this process.
+    pub id: u64,
+    /// Role.
+    pub user: Vec<u8>,
+    /// Database.
+    pub database: Vec<u8>,
+    /// Startup parameters, sorted by name.
+    pub params: Params,
+    /// Opens server connections.
+    pub credential: Arc<Credential>,
+    /// Proof epoch: grows when the role's credential changes.
+    pub epoch: u64,
+    welcome: Mutex<Option<Arc<Greeting>>>,
+}
+
+/// What a backend reports at login, kept to greet the next client without one.
+pub struct Greeting {
+    /// ParameterStatus messages, ready to send.
+    pub messages: Vec<u8>,
+    /// The same as pairs: the baseline that later reports are compared with.
+    pub baseline: Params,
+}
+
+/// Every identity in use.
+#[derive(Default)]
+pub struct Identities {
+    known: Mutex<HashMap<Key, Weak<Identity>>>,
+    next: AtomicU64,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    user: Vec<u8>,
+    database: Vec<u8>,
+    params: Params,
+    epoch: u64,
+}
+
+impl Identities {
+    /// The identity for these values, made if it is new.
+    pub fn get(
+        &self,
+        user: &[u8],
+        database: &[u8],
+        params: Params,
+        epoch: u64,
+        credential: &Arc<Credential>,
+    ) -> Arc<Identity> {
+        let key = Key { user: user.to_vec(), database: database.to_vec(), params: params.clone(), epoch };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(identity) = known.get(&key).and_then(Weak::upgrade) {
+            return identity;
+        }
+        known.retain(|_, identity| identity.strong_count() > 0);
+        let identity = Arc::new(Identity {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            user: user.to_vec(),
+            database: database.to_vec(),
+            params,
+            credential: Arc::clone(credential),
+            epoch,
+            welcome: Mutex::new(None),
+        });
+        known.insert(key, Arc::downgrade(&identity));
+        identity
+    }
+}
+
+impl Identities {
+    /// Identities that a session or a connection still uses and that a backend has greeted.
+    #[must_use]
+    pub fn live(&self) -> Vec<Arc<Identity>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.values().filter_map(Weak::upgrade).filter(|identity| identity.greeting().is_some()).collect()
+    }
+}
+
+impl Identity {
+    /// What the backend said at login, if a connection was opened yet.
+    #[must_use]
+    pub fn greeting(&self) -> Option<Arc<Greeting>> {
+        self.welcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers what a backend said at login. A primary's word replaces what is known; a standby's only fills a gap.
+    pub fn greet(&self, welcome: &Welcome) {
+        let standby = welcome.parameters.iter().any(|(n, v)| n == b"in_hot_standby" && v == b"on");
+        let mut slot = self.welcome.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref().is_some_and(|known| standby || known.baseline == welcome.parameters) {
+            return;
+        }
+        let mut messages = Vec::new();
+        for (name, value) in &welcome.parameters {
+            backend::parameter_status(&mut messages, name, value);
+        }
+        *slot = Some(Arc::new(Greeting { messages, baseline: welcome.parameters.clone() }));
+    }
+}

@@ -1,0 +1,478 @@
+//! The pool of one node: its connections, its limits, its queue. Owner: the view; sessions borrow connections.
+//! Every method is short and synchronous. Never dials: it hands out the right to.
+//!
+//! Order in the queue is first come, first served, with two bounded exceptions that spare work: a connection stays
+//! with its worker while the oldest waiter is younger than [`MIGRATE_AFTER`], and with its identity while the
+//! oldest is younger than [`SWITCH_AFTER`].
+
+use super::identity::Identity;
+use super::wait::{Grant, Outcome, Waiter};
+use crate::server::ServerConn;
+use helios_proto::model::Node;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Longest time that a waiter of another worker is passed over.
+const MIGRATE_AFTER: Duration = Duration::from_millis(1);
+/// Longest time that a waiter of another identity is passed over.
+const SWITCH_AFTER: Duration = Duration::from_millis(10);
+/// How far down the queue a better match is looked for.
+const LOOK_AHEAD: usize = 64;
+/// How long a node is avoided after it refused a connection.
+const SUSPECT_FOR: Duration = Duration::from_secs(1);
+
+/// Server connections to one node.
+pub struct NodePool {
+    /// The node.
+    pub node: Arc<Node>,
+    max: AtomicU32,
+    busy: AtomicU32,
+    retired: AtomicBool,
+    /// Milliseconds since `born` until which the node is avoided.
+    suspect_until: AtomicU64,
+    born: Instant,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+pub(super) struct Inner {
+    total: u32,
+    idle_count: u32,
+    pub(super) idle: HashMap<u64, Vec<Box<ServerConn>>>,
+    per_user: HashMap<Vec<u8>, u32>,
+    per_database: HashMap<Vec<u8>, u32>,
+    pub(super) queue: VecDeque<Queued>,
+}
+
+pub(super) struct Queued {
+    waiter: Arc<Waiter>,
+    identity: Arc<Identity>,
+    caps: Caps,
+    since: Instant,
+    pub(super) deadline: Instant,
+}
+
+/// Limits below `max_pool_size` for one identity on one node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// Most connections of the user.
+    pub user: Option<u32>,
+    /// Most connections to the database.
+    pub database: Option<u32>,
+}
+
+/// What a session asks a pool for.
+pub struct Request<'a> {
+    /// Whose connection.
+    pub identity: &'a Arc<Identity>,
+    /// The session's place in the queue, should it have to wait.
+    pub waiter: &'a Arc<Waiter>,
+    /// Limits of this identity.
+    pub caps: Caps,
+    /// Longest wait.
+    pub timeout: Duration,
+}
+
+/// What a pool answers.
+pub enum Checkout {
+    /// A connection, idle and clean.
+    Ready(Box<ServerConn>),
+    /// The right to open one.
+    Dial(Slot),
+    /// Queued: poll the waiter.
+    Wait,
+    /// The node left the configuration.
+    Retired,
+}
+
+/// One place among a node's `max_pool_size`. Dropping it frees the place.
+pub struct Slot {
+    pool: Arc<NodePool>,
+    identity: Arc<Identity>,
+}
+
+/// Counts for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections open or being opened.
+    pub total: u32,
+    /// Of these, lent or being opened.
+    pub active: u32,
+    /// Of these, idle.
+    pub idle: u32,
+    /// Sessions in the queue.
+    pub waiting: usize,
+}
+
+impl NodePool {
+    /// An empty pool.
+    #[must_use]
+    pub fn new(node: Arc<Node>, max: u32) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            max: AtomicU32::new(max),
+            busy: AtomicU32::new(0),
+            retired: AtomicBool::new(false),
+            suspect_until: AtomicU64::new(0),
+            born: Instant::now(),
+            inner: Mutex::default(),
+        })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes `max_pool_size`. A smaller pool shrinks as connections come back.
+    pub fn resize(&self, max: u32) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
+    /// Connections lent or being opened.
+    #[must_use]
+    pub fn busy(&self) -> u32 {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    /// Counts for metrics.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let inner = self.lock();
+        let active = inner.total.saturating_sub(inner.idle_count);
+        Counts { total: inner.total, active, idle: inner.idle_count, waiting: inner.queue.len() }
+    }
+
+    /// Avoid this node for a moment: it just refused or lost a connection.
+    pub fn suspect(&self) {
+        let until = self.born.elapsed().saturating_add(SUSPECT_FOR);
+        self.suspect_until.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The node works: stop avoiding it.
+    pub fn trust(&self) {
+        self.suspect_until.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the node is being avoided.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        let until = self.suspect_until.load(Ordering::Relaxed);
+        until != 0 && u128::from(until) > self.born.elapsed().as_millis()
+    }
+
+    /// Gives a connection, the right to open one, or a place in the queue.
+    pub fn checkout(self: &Arc<Self>, request: &Request<'_>) -> Checkout {
+        loop {
+            match self.try_checkout(request) {
+                Checkout::Ready(conn) if !conn.is_alive() => {
+                    tracing::debug!(node = %self.node.name, "idle server connection was gone");
+                    drop(conn);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn try_checkout(self: &Arc<Self>, request: &Request<'_>) -> Checkout {
+        if self.retired.load(Ordering::Relaxed) {
+            return Checkout::Retired;
+        }
+        let mut inner = self.lock();
+        if let Some(conn) = inner.take_idle(request.identity.id, request.waiter.worker) {
+            self.note(&inner);
+            return Checkout::Ready(conn);
+        }
+        let mut evicted = None;
+        if !inner.has_room(self.max.load(Ordering::Relaxed), request.identity, request.caps) {
+            evicted = inner.evict_for(self.max.load(Ordering::Relaxed), request.identity, request.caps);
+            if evicted.is_none() {
+                inner.enqueue(request);
+                return Checkout::Wait;
+            }
+        }
+        inner.take_place(request.identity);
+        self.note(&inner);
+        drop(inner);
+        // The evicted connection gives its own place back, which was counted twice for this moment.
+        if let Some(conn) = evicted {
+            conn.close();
+        }
+        Checkout::Dial(Slot { pool: Arc::clone(self), identity: Arc::clone(request.identity) })
+    }
+
+    /// Takes back a clean connection: to the next in the queue, or to rest.
+    pub fn put_back(self: &Arc<Self>, mut conn: Box<ServerConn>) {
+        let now = Instant::now();
+        conn.idle_since = now;
+        let expired = conn.expires.is_some_and(|at| at <= now);
+        let mut inner = self.lock();
+        let over = inner.total > self.max.load(Ordering::Relaxed);
+        if expired || over || self.retired.load(Ordering::Relaxed) {
+            drop(inner);
+            return conn.close();
+        }
+        match inner.pick(&conn, now) {
+            Pick::Same(at) => {
+                let queued = inner.queue.remove(at);
+                drop(inner);
+                if let Some(queued) = queued {
+                    queued.waiter.finish(Outcome::Granted(Grant::Conn(conn)));
+                }
+            }
+            Pick::Other => {
+                drop(inner);
+                conn.close();
+            }
+            Pick::Nobody => {
+                inner.idle_count = inner.idle_count.saturating_add(1);
+                inner.idle.entry(conn.identity.id).or_default().push(conn);
+                self.note(&inner);
+            }
+        }
+    }
+
+    /// A session gives up its place in the queue; what it was granted in that moment goes back.
+    pub fn abandon(self: &Arc<Self>, waiter: &Arc<Waiter>) {
+        let mut inner = self.lock();
+        inner.queue.retain(|queued| !Arc::ptr_eq(&queued.waiter, waiter));
+        drop(inner);
+        if let Some(Outcome::Granted(Grant::Conn(conn))) = waiter.abandon() {
+            self.put_back(conn);
+        }
+    }
+
+    /// The node left the configuration: nobody waits for it, and connections close as they come back.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+        let mut inner = self.lock();
+        let idle = std::mem::take(&mut inner.idle);
+        let queue = std::mem::take(&mut inner.queue);
+        inner.idle_count = 0;
+        drop(inner);
+        idle.into_values().flatten().for_each(ServerConn::close);
+        queue.into_iter().for_each(|queued| queued.waiter.finish(Outcome::Retired));
+    }
+
+    /// Closes every idle connection: they were opened to a server that has since failed.
+    pub fn flush_idle(&self) {
+        let mut inner = self.lock();
+        let idle = std::mem::take(&mut inner.idle);
+        inner.idle_count = 0;
+        self.note(&inner);
+        drop(inner);
+        idle.into_values().flatten().for_each(ServerConn::close);
+    }
+
+    /// Fails the waits that have passed their deadline.
+    pub(super) fn expire(&self, now: Instant) {
+        let mut inner = self.lock();
+        if inner.queue.iter().all(|queued| queued.deadline > now) {
+            return;
+        }
+        let (late, queue): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut inner.queue).into_iter().partition(|queued| queued.deadline <= now);
+        inner.queue = queue.into();
+        drop(inner);
+        late.into_iter().for_each(|queued: Queued| queued.waiter.finish(Outcome::Expired));
+    }
+
+    /// Takes idle connections that `old` names, except that `keep` of an identity stay.
+    pub(super) fn take_old(&self, keep: u32, old: impl Fn(&ServerConn) -> Age) -> Vec<Box<ServerConn>> {
+        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        let mut taken = Vec::new();
+        let mut inner = self.lock();
+        for conns in inner.idle.values_mut() {
+            let mut spare = conns.len().saturating_sub(keep);
+            let mut at = 0;
+            while let Some(conn) = conns.get(at) {
+                let age = old(conn);
+                if age == Age::Expired || (age == Age::Unused && spare > 0) {
+                    taken.push(conns.remove(at));
+                    spare = spare.saturating_sub(1);
+                } else {
+                    at = at.saturating_add(1);
+                }
+            }
+        }
+        inner.idle.retain(|_, conns| !conns.is_empty());
+        inner.idle_count = inner.idle_count.saturating_sub(u32::try_from(taken.len()).unwrap_or(u32::MAX));
+        self.note(&inner);
+        taken
+    }
+
+    /// A place for one more connection of an identity that has fewer than `least` idle, if there is room.
+    pub(super) fn reserve(self: &Arc<Self>, identity: &Arc<Identity>, least: u32, caps: Caps) -> Option<Slot> {
+        let mut inner = self.lock();
+        let idle = inner.idle.get(&identity.id).map_or(0, Vec::len);
+        let enough = idle >= usize::try_from(least).unwrap_or(usize::MAX);
+        if enough || !inner.has_room(self.max.load(Ordering::Relaxed), identity, caps) || self.is_suspect() {
+            return None;
+        }
+        inner.take_place(identity);
+        self.note(&inner);
+        Some(Slot { pool: Arc::clone(self), identity: Arc::clone(identity) })
+    }
+
+    /// A connection or a dial ended: its place goes to the first in the queue that may have it.
+    fn freed(self: &Arc<Self>, identity: &Arc<Identity>) {
+        let mut inner = self.lock();
+        inner.give_place(identity);
+        let max = self.max.load(Ordering::Relaxed);
+        let next = inner.queue.iter().position(|queued| inner.has_room(max, &queued.identity, queued.caps));
+        let granted = next.and_then(|at| inner.queue.remove(at));
+        if let Some(queued) = &granted {
+            inner.take_place(&queued.identity);
+        }
+        self.note(&inner);
+        drop(inner);
+        if let Some(Queued { waiter, identity, .. }) = granted {
+            let slot = Slot { pool: Arc::clone(self), identity };
+            waiter.finish(Outcome::Granted(Grant::Dial(slot)));
+        }
+    }
+
+    fn note(&self, inner: &Inner) {
+        self.busy.store(inner.total.saturating_sub(inner.idle_count), Ordering::Relaxed);
+    }
+}
+
+/// How old an idle connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Age {
+    Young,
+    /// Past its idle timeout.
+    Unused,
+    /// Past its lifetime.
+    Expired,
+}
+
+enum Pick {
+    /// The waiter at this index gets the connection.
+    Same(usize),
+    /// The oldest waiter is of another identity: the connection closes and its place goes on.
+    Other,
+    Nobody,
+}
+
+impl Inner {
+    fn take_idle(&mut self, id: u64, worker: usize) -> Option<Box<ServerConn>> {
+        let conns = self.idle.get_mut(&id)?;
+        let local = conns.iter().rposition(|conn| conn.worker == worker);
+        let conn = match local {
+            Some(at) => conns.remove(at),
+            None => conns.pop()?,
+        };
+        self.idle_count = self.idle_count.saturating_sub(1);
+        Some(conn)
+    }
+
+    fn user_full(&self, identity: &Identity, caps: Caps) -> bool {
+        caps.user.is_some_and(|cap| self.per_user.get(&identity.user).is_some_and(|n| *n >= cap))
+    }
+
+    fn database_full(&self, identity: &Identity, caps: Caps) -> bool {
+        caps.database.is_some_and(|cap| self.per_database.get(&identity.database).is_some_and(|n| *n >= cap))
+    }
+
+    fn has_room(&self, max: u32, identity: &Identity, caps: Caps) -> bool {
+        self.total < max && !self.user_full(identity, caps) && !self.database_full(identity, caps)
+    }
+
+    /// Takes out the idle connection that rested longest among those whose end makes room for `identity`.
+    fn evict_for(&mut self, max: u32, identity: &Identity, caps: Caps) -> Option<Box<ServerConn>> {
+        let (user_full, database_full) = (self.user_full(identity, caps), self.database_full(identity, caps));
+        if self.total > max {
+            return None;
+        }
+        let fits = |conn: &ServerConn| {
+            (!user_full || conn.identity.user == identity.user)
+                && (!database_full || conn.identity.database == identity.database)
+        };
+        let oldest = self.idle.values().flatten().filter(|conn| fits(conn)).map(|c| (c.idle_since, c.identity.id)).min()?;
+        let conns = self.idle.get_mut(&oldest.1)?;
+        let at = conns.iter().position(|conn| conn.idle_since == oldest.0)?;
+        let conn = conns.remove(at);
+        if conns.is_empty() {
+            self.idle.remove(&oldest.1);
+        }
+        self.idle_count = self.idle_count.saturating_sub(1);
+        Some(conn)
+    }
+
+    fn enqueue(&mut self, request: &Request<'_>) {
+        request.waiter.enqueue();
+        let since = Instant::now();
+        self.queue.push_back(Queued {
+            waiter: Arc::clone(request.waiter),
+            identity: Arc::clone(request.identity),
+            caps: request.caps,
+            since,
+            deadline: since.checked_add(request.timeout).unwrap_or(since),
+        });
+    }
+
+    fn take_place(&mut self, identity: &Identity) {
+        self.total = self.total.saturating_add(1);
+        let add = |map: &mut HashMap<Vec<u8>, u32>, name: &Vec<u8>| match map.get_mut(name) {
+            Some(n) => *n = n.saturating_add(1),
+            None => {
+                map.insert(name.clone(), 1);
+            }
+        };
+        add(&mut self.per_user, &identity.user);
+        add(&mut self.per_database, &identity.database);
+    }
+
+    fn give_place(&mut self, identity: &Identity) {
+        self.total = self.total.saturating_sub(1);
+        let sub = |map: &mut HashMap<Vec<u8>, u32>, name: &Vec<u8>| {
+            let left = map.get_mut(name).map(|n| {
+                *n = n.saturating_sub(1);
+                *n
+            });
+            if left == Some(0) {
+                map.remove(name);
+            }
+        };
+        sub(&mut self.per_user, &identity.user);
+        sub(&mut self.per_database, &identity.database);
+    }
+
+    /// Who gets a connection that came back.
+    fn pick(&self, conn: &ServerConn, now: Instant) -> Pick {
+        let Some(front) = self.queue.front() else { return Pick::Nobody };
+        let age = now.saturating_duration_since(front.since);
+        let same = |queued: &Queued| queued.identity.id == conn.identity.id;
+        let local = |queued: &Queued| queued.waiter.worker == conn.worker;
+        if same(front) && (local(front) || age >= MIGRATE_AFTER) {
+            return Pick::Same(0);
+        }
+        let near = || self.queue.iter().take(LOOK_AHEAD);
+        if !same(front) && age >= SWITCH_AFTER {
+            return Pick::Other;
+        }
+        near().position(|q| same(q) && local(q)).or_else(|| near().position(same)).map_or(Pick::Other, Pick::Same)
+    }
+}
+
+impl Slot {
+    /// The pool to which the place belongs.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<NodePool> {
+        &self.pool
+    }
+
+    /// For whom the place was taken.
+    #[must_use]
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.pool.freed(&self.identity);
+    }
+}

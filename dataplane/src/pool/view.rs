@@ -1,0 +1,146 @@
+//! The current snapshot bound to the pools of its nodes. Replaced whole, forward only; a node that stays keeps its
+//! pool and its connections.
+
+use super::node::{Caps, NodePool};
+use super::Identity;
+use arc_swap::ArcSwap;
+use helios_proto::model::{Health, Overrides, PoolMode, Role, Settings, Snapshot};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A snapshot with the pool of each node, in the same order.
+pub struct View {
+    /// The snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// One pool per node of the snapshot.
+    pub pools: Vec<Arc<NodePool>>,
+}
+
+/// Settings of one session: the general ones with its user's and database's instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionSettings {
+    /// Pool mode.
+    pub mode: PoolMode,
+    /// Longest statement.
+    pub query_timeout: Option<Duration>,
+    /// Longest pause in a transaction.
+    pub idle_in_transaction_timeout: Option<Duration>,
+    /// Longest pause outside a transaction.
+    pub client_idle_timeout: Option<Duration>,
+    /// Limits of the session's identity on each node.
+    pub caps: Caps,
+}
+
+/// The view in force. Readers never lock.
+pub struct Pools {
+    current: Arc<ArcSwap<View>>,
+    change: Mutex<()>,
+}
+
+impl View {
+    /// The general settings.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.snapshot.settings
+    }
+
+    /// The settings for one user and database.
+    #[must_use]
+    pub fn session_settings(&self, user: &[u8], database: &[u8]) -> SessionSettings {
+        let settings = self.settings();
+        let none = Overrides::default();
+        let of_user = settings.users.iter().find(|u| u.name.as_bytes() == user).map_or(&none, |u| &u.overrides);
+        let of_db = settings.databases.iter().find(|d| d.name.as_bytes() == database).map_or(&none, |d| &d.overrides);
+        SessionSettings {
+            mode: of_user.mode.or(of_db.mode).unwrap_or(settings.pool.mode),
+            query_timeout: of_user.query_timeout.or(of_db.query_timeout).unwrap_or(settings.limits.query_timeout),
+            idle_in_transaction_timeout: of_user
+                .idle_in_transaction_timeout
+                .or(of_db.idle_in_transaction_timeout)
+                .unwrap_or(settings.limits.idle_in_transaction_timeout),
+            client_idle_timeout: settings.limits.client_idle_timeout,
+            caps: Caps { user: of_user.pool_size, database: of_db.pool_size },
+        }
+    }
+
+    /// Limits of an identity on each node.
+    #[must_use]
+    pub fn caps(&self, identity: &Identity) -> Caps {
+        self.session_settings(&identity.user, &identity.database).caps
+    }
+
+    /// Name of a node.
+    #[must_use]
+    pub fn name(&self, node: usize) -> &str {
+        self.snapshot.nodes.get(node).map_or("none", |state| state.node.name.as_str())
+    }
+}
+
+impl Pools {
+    /// Pools for a first snapshot.
+    #[must_use]
+    pub fn new(snapshot: Arc<Snapshot>) -> Self {
+        let view = bind(snapshot, &[]);
+        Self { current: Arc::new(ArcSwap::from_pointee(view)), change: Mutex::new(()) }
+    }
+
+    /// Where readers that look often keep their own cached copy of the view.
+    #[must_use]
+    pub fn shared(&self) -> Arc<ArcSwap<View>> {
+        Arc::clone(&self.current)
+    }
+
+    /// The view in force.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.current.load_full()
+    }
+
+    /// Puts a newer snapshot in force; an older one is ignored.
+    pub fn apply(&self, snapshot: Arc<Snapshot>) {
+        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.view();
+        if snapshot.revision <= old.snapshot.revision {
+            return;
+        }
+        let view = Arc::new(bind(snapshot, &old.pools));
+        self.current.store(Arc::clone(&view));
+        for pool in &old.pools {
+            if !view.pools.iter().any(|kept| Arc::ptr_eq(kept, pool)) {
+                pool.retire();
+            }
+        }
+        flush_failed(&old, &view);
+    }
+}
+
+/// A node that went down, or stopped being the primary, keeps no idle connections from before.
+fn flush_failed(old: &View, new: &View) {
+    for (state, pool) in new.snapshot.nodes.iter().zip(&new.pools) {
+        let before = old.snapshot.nodes.iter().find(|before| before.node == state.node);
+        let Some(before) = before else { continue };
+        let failed = state.health == Health::Down && before.health != Health::Down;
+        let demoted = before.role == Role::Primary && state.role != Role::Primary;
+        if failed || demoted {
+            pool.flush_idle();
+        }
+    }
+}
+
+fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>]) -> View {
+    let max = snapshot.settings.pool.max_pool_size;
+    let pool = |node: &Arc<helios_proto::model::Node>| {
+        let same = |pool: &&Arc<NodePool>| {
+            (&pool.node.name, &pool.node.host, pool.node.port) == (&node.name, &node.host, node.port)
+        };
+        match old.iter().find(same) {
+            Some(pool) => {
+                pool.resize(max);
+                Arc::clone(pool)
+            }
+            None => NodePool::new(Arc::clone(node), max),
+        }
+    };
+    let pools = snapshot.nodes.iter().map(|state| pool(&state.node)).collect();
+    View { snapshot, pools }
+}

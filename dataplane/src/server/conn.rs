@@ -1,0 +1,83 @@
+//! A logged-in server connection and who owns its slot. Closing is dropping: the slot goes back to the node's
+//! pool whatever happened. Never knows which session uses it.
+
+use crate::pool::{Identity, Slot};
+use helios_pgwire::frontend;
+use socket2::SockRef;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+
+/// A connection that idled longer is asked for its state at checkout; below that its last use just proved it.
+const FRESH: Duration = Duration::from_millis(1);
+
+/// What a cancel request must name.
+#[derive(Debug)]
+pub struct ServerIdent {
+    /// Address that the connection really has.
+    pub addr: SocketAddr,
+    /// Process id of the backend.
+    pub pid: u32,
+    /// Secret of the backend.
+    pub key: Vec<u8>,
+}
+
+/// A logged-in server connection.
+pub struct ServerConn {
+    /// The socket, registered with the worker `worker`.
+    pub io: TcpStream,
+    /// For cancel requests.
+    pub ident: Arc<ServerIdent>,
+    /// Pool key: whose connection this is.
+    pub identity: Arc<Identity>,
+    /// Worker whose reactor the socket is registered with.
+    pub worker: usize,
+    /// Closed at the first idle moment after this.
+    pub expires: Option<Instant>,
+    /// When it last became idle.
+    pub idle_since: Instant,
+    /// Session state may have changed: the reset query must run before another session gets it.
+    pub needs_reset: bool,
+    /// Its place in the node's pool. Last, so that the socket is closed before the place is given away.
+    pub slot: Slot,
+}
+
+impl ServerConn {
+    /// Whether an idle connection is still there and silent. Any byte or an end of file means it must go
+    /// (`reliability.md` B22).
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        if self.idle_since.elapsed() < FRESH {
+            return true;
+        }
+        let mut byte = [MaybeUninit::uninit(); 1];
+        match SockRef::from(&self.io).peek(&mut byte) {
+            Ok(_) => false,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Moves the socket to the reactor of the worker that runs this.
+    ///
+    /// # Errors
+    /// What the system says; the connection is gone then.
+    pub fn adopt(mut self: Box<Self>, worker: usize) -> io::Result<Box<Self>> {
+        if self.worker == worker {
+            return Ok(self);
+        }
+        let Self { io, ident, identity, expires, idle_since, needs_reset, slot, .. } = *self;
+        let io = TcpStream::from_std(io.into_std()?)?;
+        self = Box::new(Self { io, ident, identity, worker, expires, idle_since, needs_reset, slot });
+        Ok(self)
+    }
+
+    /// Says goodbye as well as that goes without waiting, and closes.
+    pub fn close(self: Box<Self>) {
+        let mut bytes = Vec::new();
+        frontend::terminate(&mut bytes);
+        let _ = SockRef::from(&self.io).send(&bytes);
+    }
+}

@@ -1,0 +1,191 @@
+//! Dialling a node and logging in. Two steps, so that a client's own login can supply the credential in between.
+//! Never retries and never chooses a node.
+
+use super::credential::Credential;
+use helios_pgwire::frontend;
+use helios_pgwire::login::{Asked, Login, LoginError, Need, Welcome};
+use helios_proto::model::Node;
+use socket2::{SockRef, TcpKeepalive};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use zeroize::Zeroizing;
+
+/// Longest wait for a TCP connection or for one answer of a backend during login.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes read at once during login.
+const CHUNK: usize = 4096;
+
+/// Why a node gave no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Refused, unreachable, or broken before the login was through.
+    #[error("could not connect to {host}:{port}: {source}")]
+    Io {
+        /// Host of the node.
+        host: String,
+        /// Port of the node.
+        port: u16,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The backend refused, or the login could not be done.
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    /// The backend asks for a credential that is not there.
+    #[error("backend asks for a credential ({0}) that is not known")]
+    NoCredential(&'static str),
+}
+
+/// A connection whose login has begun.
+pub struct Opening {
+    io: TcpStream,
+    login: Login,
+    buf: Vec<u8>,
+    place: (String, u16),
+}
+
+/// What a backend answered to the StartupMessage.
+pub enum Opened {
+    /// Logged in; it asked for nothing.
+    Ready(TcpStream, Box<Welcome>),
+    /// It asks for this.
+    Asked(Opening, Asked),
+}
+
+/// Who to log in as, and with which startup parameters.
+#[derive(Clone, Copy)]
+pub struct Who<'a> {
+    /// Role.
+    pub user: &'a [u8],
+    /// Database.
+    pub database: &'a [u8],
+    /// Startup parameters, sorted by name.
+    pub params: &'a [(Vec<u8>, Vec<u8>)],
+}
+
+/// Sets what every socket of ours has: no delay, keepalive 30/10/3, and 30 s for unacknowledged data.
+///
+/// # Errors
+/// What the system says.
+pub fn tune(io: &TcpStream) -> io::Result<()> {
+    io.set_nodelay(true)?;
+    let socket = SockRef::from(io);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(30)))?;
+    Ok(())
+}
+
+/// Connects and logs in with a credential.
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn dial(
+    node: &Node,
+    who: Who<'_>,
+    credential: &Arc<Credential>,
+) -> Result<(TcpStream, Box<Welcome>), DialError> {
+    match Opening::start(node, who).await? {
+        Opened::Ready(io, welcome) => Ok((io, welcome)),
+        Opened::Asked(opening, asked) => opening.finish(asked, who.user, credential).await,
+    }
+}
+
+impl Opening {
+    /// Connects, sends the StartupMessage, and reads on until the backend asks for something or is ready.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn start(node: &Node, who: Who<'_>) -> Result<Opened, DialError> {
+        let place = (node.host.clone(), node.port);
+        let connect = async {
+            let io = TcpStream::connect((node.host.as_str(), node.port)).await?;
+            tune(&io)?;
+            Ok(io)
+        };
+        let io = step(connect).await.map_err(|source| failed(&place, source))?;
+        let mut startup = Vec::new();
+        let params = who.params.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
+        frontend::startup(&mut startup, who.user, who.database, params);
+        let mut this = Self { io, login: Login::new(), buf: Vec::new(), place };
+        this.send(&startup).await?;
+        match this.next().await? {
+            Need::Done(welcome) => Ok(Opened::Ready(this.io, welcome)),
+            Need::Credential(asked) => Ok(Opened::Asked(this, asked)),
+            _ => Err(LoginError::Protocol("login out of order").into()),
+        }
+    }
+
+    /// Answers what the backend asked for, and reads on until it is ready.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn finish(
+        mut self,
+        asked: Asked,
+        user: &[u8],
+        credential: &Arc<Credential>,
+    ) -> Result<(TcpStream, Box<Welcome>), DialError> {
+        let mut hold = Zeroizing::new(Vec::new());
+        let answer = credential.answer(asked, user, &mut hold).ok_or(DialError::NoCredential(name(asked)))?;
+        let bytes = Zeroizing::new(self.login.credential(answer)?);
+        self.send(&bytes).await?;
+        loop {
+            match self.next().await? {
+                Need::Done(welcome) => return Ok((self.io, welcome)),
+                Need::Keys { salt, iterations } => {
+                    let keys = credential.keys(salt, iterations).await;
+                    let keys = keys.ok_or(DialError::NoCredential(name(Asked::Scram)))?;
+                    let bytes = self.login.keys(&keys)?;
+                    self.send(&bytes).await?;
+                }
+                _ => return Err(LoginError::Protocol("login out of order").into()),
+            }
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), DialError> {
+        let sent = step(self.io.write_all(bytes)).await;
+        sent.map_err(|source| failed(&self.place, source))
+    }
+
+    async fn next(&mut self) -> Result<Need, DialError> {
+        loop {
+            match self.login.advance(&mut self.buf)? {
+                Need::Bytes => {
+                    let mut chunk = [0u8; CHUNK];
+                    let n = step(self.io.read(&mut chunk)).await.map_err(|e| failed(&self.place, e))?;
+                    let got = chunk.get(..n).filter(|got| !got.is_empty());
+                    let eof = || failed(&self.place, io::ErrorKind::UnexpectedEof.into());
+                    self.buf.extend_from_slice(got.ok_or_else(eof)?);
+                }
+                Need::Send(bytes) => self.send(&bytes).await?,
+                need => return Ok(need),
+            }
+        }
+    }
+}
+
+async fn step<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(STEP_TIMEOUT, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn failed((host, port): &(String, u16), source: io::Error) -> DialError {
+    DialError::Io { host: host.clone(), port: *port, source }
+}
+
+const fn name(asked: Asked) -> &'static str {
+    match asked {
+        Asked::Cleartext => "clear-text password",
+        Asked::Md5(_) => "MD5 password",
+        Asked::Scram => "SCRAM-SHA-256",
+    }
+}
