@@ -85,6 +85,19 @@ impl Identities {
 }
 
 impl Identities {
+    /// An identity for a login that is still being proved: nobody else ever gets its connections.
+    pub fn provisional(&self, user: &[u8], database: &[u8], params: Params) -> Arc<Identity> {
+        Arc::new(Identity {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            user: user.to_vec(),
+            database: database.to_vec(),
+            params,
+            credential: Arc::new(Credential::Nothing),
+            epoch: 0,
+            welcome: Mutex::new(None),
+        })
+    }
+
     /// Identities that a session or a connection still uses and that a backend has greeted.
     #[must_use]
     pub fn live(&self) -> Vec<Arc<Identity>> {

@@ -75,6 +75,13 @@ impl Ledger {
         self.unsynced || self.skipping
     }
 
+    /// Whether exactly one ReadyForQuery is owed and nothing is un-Synced.
+    #[must_use]
+    pub fn owes_one_ready(&self) -> bool {
+        let ready = |owed: &&Owed| matches!(owed, Owed::Query | Owed::FunctionCall | Owed::Sync);
+        self.owed.iter().filter(ready).count() == 1 && !self.unsynced() && !self.copy_in && !self.broken
+    }
+
     /// Whether COPY data is expected from the client.
     #[must_use]
     pub fn copy_in(&self) -> bool {

@@ -1,0 +1,185 @@
+//! What is known of roles: the proofs against which clients are checked, and the credentials that open server
+//! connections. Owner: the data plane. Talks to nobody: `session::login` holds the conversations.
+
+use crate::server::Credential;
+use crate::server::credential::{Derived, Password};
+use helios_pgwire::md5;
+use helios_pgwire::scram::{DEFAULT_ITERATIONS, Keys, Verifier};
+use helios_proto::model::{Settings, UserProof};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+/// How a client proves that it is a role.
+#[derive(Clone)]
+pub enum Proof {
+    /// It need not: the backend asks for nothing.
+    Trust,
+    /// By SCRAM against this verifier.
+    Scram(Verifier),
+    /// By the clear password, compared with what is kept.
+    Password,
+}
+
+/// A role that was proved.
+#[derive(Clone)]
+pub struct Known {
+    /// How clients prove themselves.
+    pub proof: Proof,
+    /// Opens server connections; `None` until a proof has shown the key (a verifier alone opens nothing).
+    pub credential: Option<Arc<Credential>>,
+    /// Grows when the credential changes.
+    pub epoch: u64,
+    proved_at: Instant,
+    /// A login failed since: the next one is checked on the backend.
+    doubted: bool,
+    /// From `[[users]]`, with what it was made of.
+    source: Option<UserProof>,
+}
+
+/// Roles by user and database. A role of `[[users]]` is known for every database.
+type Roles = HashMap<(Vec<u8>, Option<Vec<u8>>), Known>;
+
+/// What is known of roles.
+#[derive(Default)]
+pub struct Auth {
+    roles: Mutex<Roles>,
+    epoch: AtomicU64,
+}
+
+impl Auth {
+    fn next_epoch(&self) -> u64 {
+        self.epoch.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn roles(&self) -> std::sync::MutexGuard<'_, Roles> {
+        self.roles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A role of `[[users]]` that has a password or a verifier.
+    pub async fn configured(&self, settings: &Settings, user: &[u8]) -> Option<Known> {
+        let entry = settings.users.iter().find(|entry| entry.name.as_bytes() == user)?;
+        let source = entry.proof.clone()?;
+        let key = (user.to_vec(), None);
+        if let Some(known) = self.roles().get(&key).filter(|known| known.source.as_ref() == Some(&source)) {
+            return Some(known.clone());
+        }
+        let (proof, credential) = match &source {
+            UserProof::ScramVerifier(text) => (Proof::Scram(Verifier::parse(text.expose())?), None),
+            UserProof::Password(text) => {
+                let text = Zeroizing::new(text.expose().as_bytes().to_vec());
+                let verifier = derive(text.clone()).await?;
+                (Proof::Scram(verifier), Some(Arc::new(Credential::Password(Password::new(text)))))
+            }
+        };
+        let epoch = self.next_epoch();
+        let now = Instant::now();
+        let known = Known { proof, credential, epoch, proved_at: now, doubted: false, source: Some(source) };
+        self.roles().insert(key, known.clone());
+        Some(known)
+    }
+
+    /// A role that a login has proved on the backend within `ttl`, and that no failed login has put in doubt.
+    pub fn learned(&self, user: &[u8], database: &[u8], ttl: Duration) -> Option<Known> {
+        let roles = self.roles();
+        let known = roles.get(&(user.to_vec(), Some(database.to_vec())))?;
+        (!known.doubted && known.proved_at.elapsed() < ttl).then(|| known.clone())
+    }
+
+    /// A login of this role failed at the proxy: perhaps its password has changed.
+    pub fn doubt(&self, user: &[u8], database: &[u8]) {
+        if let Some(known) = self.roles().get_mut(&(user.to_vec(), Some(database.to_vec()))) {
+            known.doubted = true;
+        }
+    }
+
+    /// Remembers the keys that a proof has shown for a configured verifier.
+    pub fn recovered(&self, user: &[u8], keys: Keys) -> Option<Arc<Credential>> {
+        let mut roles = self.roles();
+        let known = roles.get_mut(&(user.to_vec(), None))?;
+        let credential = known.credential.get_or_insert_with(|| Arc::new(Credential::Scram(keys)));
+        Some(Arc::clone(credential))
+    }
+
+    /// A login has just been proved on the backend with this password, or without one. The same proof as before keeps
+    /// its credential and epoch.
+    pub fn prove(&self, user: &[u8], database: &[u8], password: Option<Tried>) -> (Arc<Credential>, u64) {
+        let key = (user.to_vec(), Some(database.to_vec()));
+        let mut roles = self.roles();
+        if let Some(known) = roles.get_mut(&key)
+            && let Some(credential) = known.credential.clone()
+            && known.is_same(password.as_ref())
+        {
+            known.proved_at = Instant::now();
+            known.doubted = false;
+            return (credential, known.epoch);
+        }
+        let (proof, credential) = match password {
+            None => (Proof::Trust, Credential::Nothing),
+            Some(Tried::Scram(Derived { salt, iterations, keys })) => {
+                (Proof::Scram(keys.verifier(salt, iterations)), Credential::Scram(keys))
+            }
+            Some(Tried::Md5(stored)) => (Proof::Password, Credential::Md5(stored)),
+            Some(Tried::Clear(text)) => (Proof::Password, Credential::Password(Password::new(text))),
+        };
+        let credential = Arc::new(credential);
+        let known = Known {
+            proof,
+            credential: Some(Arc::clone(&credential)),
+            epoch: self.next_epoch(),
+            proved_at: Instant::now(),
+            doubted: false,
+            source: None,
+        };
+        let epoch = known.epoch;
+        roles.insert(key, known);
+        (credential, epoch)
+    }
+}
+
+/// What a login has proved, by the backend's method.
+pub enum Tried {
+    /// SCRAM keys with their salt and count; the password is gone.
+    Scram(Derived),
+    /// `md5(password || user)` in hex.
+    Md5(Zeroizing<Vec<u8>>),
+    /// The password, because the backend wants it in clear text each time.
+    Clear(Zeroizing<Vec<u8>>),
+}
+
+impl Known {
+    fn is_same(&self, tried: Option<&Tried>) -> bool {
+        match (tried, self.credential.as_deref(), &self.proof) {
+            (None, Some(Credential::Nothing), _) => true,
+            (Some(Tried::Scram(derived)), _, Proof::Scram(verifier)) => {
+                verifier.salt == derived.salt && verifier.admits(&derived.keys)
+            }
+            (Some(Tried::Md5(stored)), Some(Credential::Md5(known)), _) => stored.ct_eq(known).into(),
+            (Some(Tried::Clear(text)), Some(Credential::Password(known)), _) => text.ct_eq(known.expose()).into(),
+            _ => false,
+        }
+    }
+
+    /// Whether a clear password is the one that this role was proved with.
+    #[must_use]
+    pub fn admits(&self, user: &[u8], password: &[u8]) -> bool {
+        match self.credential.as_deref() {
+            Some(Credential::Md5(stored)) => md5::stored(user, password).ct_eq(stored).into(),
+            Some(Credential::Password(known)) => known.expose().ct_eq(password).into(),
+            _ => false,
+        }
+    }
+}
+
+/// A verifier for a configured password: random salt, PostgreSQL's default count. On a blocking thread.
+async fn derive(password: Zeroizing<Vec<u8>>) -> Option<Verifier> {
+    let work = move || {
+        let mut salt = [0u8; 16];
+        getrandom::fill(&mut salt).ok()?;
+        Some(Keys::derive(&password, &salt, DEFAULT_ITERATIONS).verifier(salt.to_vec(), DEFAULT_ITERATIONS))
+    };
+    tokio::task::spawn_blocking(work).await.ok().flatten()
+}

@@ -1,0 +1,226 @@
+//! Counters of the data plane and their Prometheus text. Each worker counts in its own cells, so that counting is a
+//! plain add; a scrape sums them. Never a label from outside: nodes, reasons and pins only.
+
+use crate::pool::View;
+use crate::route::Reason;
+use helios_proto::model::Health;
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder as _, TextEncoder};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Upper bounds of the latency buckets, in microseconds. The guide's 0.001, 0.01 and 0.1 s are among them.
+const BOUNDS: [u64; 14] =
+    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 10_000_000];
+
+/// A histogram of durations.
+#[derive(Default)]
+pub struct Latencies {
+    buckets: [AtomicU64; BOUNDS.len()],
+    count: AtomicU64,
+    micros: AtomicU64,
+}
+
+/// Counts of one worker.
+#[derive(Default)]
+pub struct Counters {
+    /// Statements that were plain reads.
+    pub reads: AtomicU64,
+    /// All other statements.
+    pub writes: AtomicU64,
+    /// From a run's first byte to the server until its last owed answer.
+    pub query: Latencies,
+    /// From the need of a server connection until it was there.
+    pub acquire: Latencies,
+    /// Acquire timeouts.
+    pub acquire_timeouts: AtomicU64,
+    /// Routing decisions by reason, in the order of [`Reason::ALL`].
+    pub reasons: [AtomicU64; Reason::ALL.len()],
+    /// Statements replayed on another node.
+    pub replays: AtomicU64,
+    /// Sessions that became pinned.
+    pub pinned: AtomicU64,
+    /// Hints that mean nothing.
+    pub unknown_hints: AtomicU64,
+    /// Client connections accepted.
+    pub clients: AtomicU64,
+    /// Logins refused.
+    pub logins_refused: AtomicU64,
+    /// Sessions open.
+    pub sessions: AtomicU64,
+}
+
+/// Adds one.
+pub fn count(cell: &AtomicU64) {
+    cell.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Latencies {
+    /// Counts a duration.
+    pub fn observe(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if let Some(bucket) = BOUNDS.iter().position(|&bound| micros <= bound).and_then(|at| self.buckets.get(at)) {
+            count(bucket);
+        }
+        count(&self.count);
+        self.micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}
+
+impl Counters {
+    /// Counts a routing decision.
+    pub fn reason(&self, reason: Reason) {
+        if let Some(at) = Reason::ALL.iter().position(|&known| known == reason) {
+            self.reasons.get(at).into_iter().for_each(count);
+        }
+    }
+}
+
+/// The Prometheus text of a data plane.
+#[must_use]
+pub fn render(workers: &[Arc<Counters>], view: &View) -> Vec<u8> {
+    let mut families = Vec::new();
+    pools(&mut families, view);
+    queries(&mut families, workers);
+    nodes(&mut families, view);
+    own(&mut families, workers, view);
+    let mut text = Vec::new();
+    // Writing to memory does not fail; a family without samples is left out beforehand.
+    families.retain(|family| !family.get_metric().is_empty());
+    let _ = TextEncoder::new().encode(&families, &mut text);
+    text
+}
+
+fn label(name: &str, value: &str) -> LabelPair {
+    let mut pair = LabelPair::default();
+    pair.set_name(name.to_owned());
+    pair.set_value(value.to_owned());
+    pair
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(format!("heliosproxy_{name}"));
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
+    let mut cell = Gauge::default();
+    cell.set_value(value);
+    let mut metric = Metric::default();
+    metric.set_label(labels.iter().map(|(n, v)| label(n, v)).collect());
+    metric.set_gauge(cell);
+    metric
+}
+
+fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
+    let mut cell = Counter::default();
+    cell.set_value(float(value));
+    let mut metric = Metric::default();
+    metric.set_label(labels.iter().map(|(n, v)| label(n, v)).collect());
+    metric.set_counter(cell);
+    metric
+}
+
+/// Counters beyond 2^53 lose their last digits, as in every Prometheus client.
+fn float(value: u64) -> f64 {
+    let high = u32::try_from(value >> 32).unwrap_or(u32::MAX);
+    let low = u32::try_from(value & 0xffff_ffff).unwrap_or(u32::MAX);
+    f64::from(high) * 4_294_967_296.0 + f64::from(low)
+}
+
+fn sum<'a>(workers: &'a [Arc<Counters>], of: impl Fn(&'a Counters) -> &'a AtomicU64) -> u64 {
+    workers.iter().map(|worker| of(worker).load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
+}
+
+fn histogram<'a>(workers: &'a [Arc<Counters>], of: impl Fn(&'a Counters) -> &'a Latencies) -> Vec<Metric> {
+    let mut cell = Histogram::default();
+    let mut below = 0u64;
+    let mut buckets = Vec::new();
+    for (at, &bound) in BOUNDS.iter().enumerate() {
+        let here = workers.iter().filter_map(|w| of(w).buckets.get(at)).map(|b| b.load(Ordering::Relaxed));
+        below = here.fold(below, u64::wrapping_add);
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(float(bound) / 1e6);
+        bucket.set_cumulative_count(below);
+        buckets.push(bucket);
+    }
+    cell.set_bucket(buckets);
+    cell.set_sample_count(sum(workers, |w| &of(w).count));
+    cell.set_sample_sum(float(sum(workers, |w| &of(w).micros)) / 1e6);
+    let mut metric = Metric::default();
+    metric.set_histogram(cell);
+    vec![metric]
+}
+
+fn pools(families: &mut Vec<MetricFamily>, view: &View) {
+    let each = |of: fn(crate::pool::node::Counts) -> u32| {
+        view.pools.iter().map(|p| gauge(&[("node", p.node.name.as_str())], f64::from(of(p.counts())))).collect()
+    };
+    let kind = MetricType::GAUGE;
+    let help = "Server connections open or being opened.";
+    families.push(family("pool_connections_total", help, kind, each(|c| c.total)));
+    families.push(family("pool_connections_active", "Server connections lent to sessions.", kind, each(|c| c.active)));
+    families.push(family("pool_connections_idle", "Server connections at rest.", kind, each(|c| c.idle)));
+    let waiting = each(|c| u32::try_from(c.waiting).unwrap_or(u32::MAX));
+    families.push(family("pool_waiting", "Sessions that wait for a server connection.", kind, waiting));
+}
+
+fn queries(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>]) {
+    let by_type = vec![
+        counter(&[("type", "read")], sum(workers, |w| &w.reads)),
+        counter(&[("type", "write")], sum(workers, |w| &w.writes)),
+    ];
+    families.push(family("queries_total", "Statements, by what they do.", MetricType::COUNTER, by_type));
+    let help = "From a statement's first byte to the server until its last answer.";
+    let metrics = histogram(workers, |w| &w.query);
+    families.push(family("query_duration_seconds", help, MetricType::HISTOGRAM, metrics));
+    let help = "From the need of a server connection until it was there.";
+    let metrics = histogram(workers, |w| &w.acquire);
+    families.push(family("pool_acquire_duration_seconds", help, MetricType::HISTOGRAM, metrics));
+}
+
+fn nodes(families: &mut Vec<MetricFamily>, view: &View) {
+    let nodes = &view.snapshot.nodes;
+    let name = |i: usize| view.name(i);
+    let healthy = nodes.iter().enumerate().map(|(i, n)| {
+        gauge(&[("node", name(i))], if n.health == Health::Down { 0.0 } else { 1.0 })
+    });
+    families.push(family("node_healthy", "1 unless the health checks say down.", MetricType::GAUGE, healthy.collect()));
+    let latency = nodes.iter().enumerate().filter_map(|(i, n)| {
+        n.latency.map(|latency| gauge(&[("node", name(i))], latency.as_secs_f64()))
+    });
+    families.push(family("node_latency_seconds", "Last probe's round trip.", MetricType::GAUGE, latency.collect()));
+    let lag = nodes.iter().enumerate().filter_map(|(i, n)| {
+        n.lag_bytes.map(|lag| gauge(&[("node", name(i))], float(lag)))
+    });
+    families.push(family("node_lag_bytes", "Replay lag behind the primary.", MetricType::GAUGE, lag.collect()));
+}
+
+fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], view: &View) {
+    let mut plain = |name: &str, help: &str, value: u64| {
+        families.push(family(name, help, MetricType::COUNTER, vec![counter(&[], value)]));
+    };
+    plain("acquire_timeouts_total", "Waits that ended in 53300.", sum(workers, |w| &w.acquire_timeouts));
+    plain("replays_total", "Statements replayed on another node.", sum(workers, |w| &w.replays));
+    plain("pinned_total", "Times a session became tied to its server.", sum(workers, |w| &w.pinned));
+    plain("unknown_hints_total", "Hints that mean nothing.", sum(workers, |w| &w.unknown_hints));
+    plain("client_connections_total", "Client connections accepted.", sum(workers, |w| &w.clients));
+    plain("logins_refused_total", "Logins refused.", sum(workers, |w| &w.logins_refused));
+    let reasons = Reason::ALL.iter().enumerate().map(|(at, reason)| {
+        let each = workers.iter().filter_map(|w| w.reasons.get(at)).map(|cell| cell.load(Ordering::Relaxed));
+        counter(&[("reason", reason.word())], each.fold(0, u64::wrapping_add))
+    });
+    let help = "Routing decisions, by reason.";
+    families.push(family("routing_decisions_total", help, MetricType::COUNTER, reasons.collect()));
+    let mut gauge_of = |name: &str, help: &str, value: u64| {
+        families.push(family(name, help, MetricType::GAUGE, vec![gauge(&[], float(value))]));
+    };
+    gauge_of("sessions", "Client sessions open.", sum(workers, |w| &w.sessions));
+    gauge_of("snapshot_revision", "Revision of the snapshot in force.", view.snapshot.revision);
+    gauge_of("topology_epoch", "Changes of primary so far.", view.snapshot.epoch);
+}

@@ -1,0 +1,180 @@
+//! Every session of this data plane by its cancel key: cancel requests, drain and kill reach a session through here.
+//! Keys are our own, so a cancel reaches only what this client runs now. Never holds a lock while it waits.
+
+use crate::server::{ServerIdent, clean};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+use subtle::ConstantTimeEq as _;
+
+/// What others may ask of a session, and what they need to know of it.
+pub struct SessionHandle {
+    /// Our process id in BackendKeyData.
+    pub pid: u32,
+    /// Our secret in BackendKeyData: 4 bytes up to protocol 3.1, 32 from 3.2 on.
+    pub key: Vec<u8>,
+    waker: Mutex<Option<Waker>>,
+    draining: Arc<AtomicBool>,
+    cancelled: AtomicBool,
+    target: Mutex<Target>,
+}
+
+#[derive(Default)]
+struct Target {
+    server: Option<Arc<ServerIdent>>,
+    /// Cancel requests on their way to `server`.
+    in_flight: u32,
+    /// The session waits for a server connection.
+    queued: bool,
+}
+
+/// Sessions by process id.
+#[derive(Default)]
+pub struct Registry {
+    sessions: Mutex<HashMap<u32, Arc<SessionHandle>>>,
+    draining: Arc<AtomicBool>,
+}
+
+/// Takes the session out of the registry when it ends.
+pub struct Registered {
+    registry: Arc<Registry>,
+    /// The session.
+    pub handle: Arc<SessionHandle>,
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // The kernel's generator does not fail once the system is up; a known key only exposes this session to cancels.
+    let _ = getrandom::fill(&mut bytes);
+    bytes
+}
+
+impl Registry {
+    /// Registers a session with a fresh key.
+    pub fn register(self: &Arc<Self>, protocol: u32) -> Registered {
+        let key = if protocol >= 0x0003_0002 { random::<32>().to_vec() } else { random::<4>().to_vec() };
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = loop {
+            let pid = u32::from_be_bytes(random()) & 0x7fff_ffff;
+            if pid != 0 && !sessions.contains_key(&pid) {
+                break pid;
+            }
+        };
+        let handle = Arc::new(SessionHandle {
+            pid,
+            key,
+            waker: Mutex::new(None),
+            draining: Arc::clone(&self.draining),
+            cancelled: AtomicBool::new(false),
+            target: Mutex::default(),
+        });
+        sessions.insert(pid, Arc::clone(&handle));
+        Registered { registry: Arc::clone(self), handle }
+    }
+
+    /// Cancels what the session with this key runs now; nothing if the key is wrong.
+    pub async fn cancel(&self, pid: u32, key: &[u8]) {
+        let handle = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&pid).cloned();
+        let Some(handle) = handle else { return };
+        if bool::from(handle.key.as_slice().ct_eq(key)) {
+            handle.cancel().await;
+        }
+    }
+
+    /// Tells every session to end at its next rest.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.values().for_each(|session| session.wake());
+    }
+
+    /// Sessions now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether there is no session.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl SessionHandle {
+    fn wake(&self) {
+        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The session's task, for wake-ups.
+    pub fn set_waker(&self, waker: &Waker) {
+        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+    }
+
+    /// Whether the data plane stops.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether the client cancelled the statement that waits for a server connection.
+    pub fn take_cancelled(&self) -> bool {
+        self.cancelled.swap(false, Ordering::AcqRel)
+    }
+
+    /// The session waits for a server connection, or no longer.
+    pub fn set_queued(&self, queued: bool) {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).queued = queued;
+        if !queued {
+            self.cancelled.store(false, Ordering::Release);
+        }
+    }
+
+    /// The session holds this server connection now.
+    pub fn set_server(&self, server: &Arc<ServerIdent>) {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).server = Some(Arc::clone(server));
+    }
+
+    /// The session gives its server connection up. Whether no cancel is on its way to it: else it must be closed.
+    pub fn clear_server(&self) -> bool {
+        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        target.server = None;
+        target.in_flight == 0
+    }
+
+    async fn cancel(&self) {
+        let server = {
+            let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(server) = target.server.clone() else {
+                if target.queued {
+                    self.cancelled.store(true, Ordering::Release);
+                    drop(target);
+                    self.wake();
+                }
+                return;
+            };
+            target.in_flight = target.in_flight.saturating_add(1);
+            server
+        };
+        if let Err(error) = clean::cancel(&server).await {
+            tracing::debug!(%error, "could not deliver a cancel request");
+        }
+        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        target.in_flight = target.in_flight.saturating_sub(1);
+    }
+
+    /// Cancels what this session runs, for the session's own timeouts.
+    pub async fn cancel_own(self: Arc<Self>) {
+        self.cancel().await;
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.registry.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.handle.pid);
+    }
+}

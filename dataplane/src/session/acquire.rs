@@ -1,0 +1,211 @@
+//! Getting a server connection when there is none at hand: wait in the queue, dial, wait for a primary, give up with
+//! the right SQLSTATE. Runs only off the hot path. Never sends a byte of the client.
+
+use crate::pool::node::Request;
+use crate::pool::sweep::open;
+use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter};
+use crate::server::ServerConn;
+use crate::server::dial::DialError;
+use crate::worker::Worker;
+use helios_pgwire::login::LoginError;
+use helios_pgwire::{PgError, Severity};
+use helios_proto::model::{Evidence, Health};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// First pause before a node that gave no connection is asked again; doubles up to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause before a node is asked again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a search for a server connection ended with, short of one.
+#[derive(Debug)]
+pub enum Failure {
+    /// The statement fails, the session lives.
+    Statement(Box<PgError>),
+    /// The backend ended the session's right to connect: its ErrorResponse, for the client, then close.
+    Session(Vec<u8>),
+}
+
+/// One search for a server connection.
+pub struct Seeker<'a> {
+    worker: &'a Arc<Worker>,
+    identity: &'a Arc<Identity>,
+    waiter: Arc<Waiter>,
+    started: Instant,
+    pause: Duration,
+}
+
+/// Waits in a pool's queue; gives the place up when dropped.
+pub async fn wait(pool: &Arc<NodePool>, waiter: &Arc<Waiter>) -> Outcome {
+    let guard = Leave { pool, waiter };
+    let outcome = poll_fn(|cx| waiter.poll(cx)).await;
+    std::mem::forget(guard);
+    outcome
+}
+
+struct Leave<'a> {
+    pool: &'a Arc<NodePool>,
+    waiter: &'a Arc<Waiter>,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.pool.abandon(self.waiter);
+    }
+}
+
+/// The error of the acquire timeout, in the words of the guide.
+#[must_use]
+pub fn timed_out(severity: Severity) -> PgError {
+    let error = PgError::error("53300", "connection acquire timeout")
+        .hint("Increase max_pool_size, use transaction or statement mode, or hold connections for a shorter time.");
+    PgError { severity, ..error }
+}
+
+fn no_primary() -> Failure {
+    let error = PgError::error("57P03", "no primary server is available")
+        .hint("The statement was not sent; it is safe to retry.");
+    Failure::Statement(Box::new(error))
+}
+
+/// What to do after a node gave no connection.
+enum Next {
+    Retry,
+    Fail(Failure),
+}
+
+impl<'a> Seeker<'a> {
+    /// A search that starts now.
+    #[must_use]
+    pub fn new(worker: &'a Arc<Worker>, identity: &'a Arc<Identity>, waiter: Arc<Waiter>) -> Self {
+        Self { worker, identity, waiter, started: Instant::now(), pause: PAUSE }
+    }
+
+    /// A connection to the node that `choose` names each time it is asked; `None` means that there is none now.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn seek(
+        &mut self,
+        mut choose: impl FnMut(&View) -> Option<usize>,
+    ) -> Result<(usize, Arc<View>, Box<ServerConn>), Failure> {
+        loop {
+            let view = self.worker.shared.pools.view();
+            let node = choose(&view);
+            let Some((node, pool)) = node.and_then(|i| Some((i, view.pools.get(i)?))) else {
+                self.hold(&view).await?;
+                continue;
+            };
+            let timeout = view.settings().pool.acquire_timeout.saturating_sub(self.started.elapsed());
+            let (identity, waiter) = (self.identity, &self.waiter);
+            let request = Request { identity, waiter, caps: view.caps(identity), timeout };
+            let outcome = match pool.checkout(&request) {
+                Checkout::Ready(conn) => Outcome::Granted(Grant::Conn(conn)),
+                Checkout::Dial(slot) => Outcome::Granted(Grant::Dial(slot)),
+                Checkout::Retired => Outcome::Retired,
+                Checkout::Wait => wait(pool, &self.waiter).await,
+            };
+            match outcome {
+                Outcome::Granted(Grant::Conn(conn)) => {
+                    if let Ok(conn) = conn.adopt(self.worker.id) {
+                        return Ok((node, view, conn));
+                    }
+                }
+                Outcome::Granted(Grant::Dial(slot)) => {
+                    if let Some(conn) = self.dial(slot, &view, node).await? {
+                        return Ok((node, view, conn));
+                    }
+                }
+                Outcome::Retired => self.rest().await,
+                Outcome::Expired => return Err(Failure::Statement(Box::new(timed_out(Severity::Error)))),
+            }
+        }
+    }
+
+    /// Makes sure that the identity's greeting is known: opens or borrows a connection and gives it back.
+    ///
+    /// # Errors
+    /// What the client must be told.
+    pub async fn greet(mut self) -> Result<(), super::login::Refusal> {
+        let any = |view: &View| {
+            let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health != Health::Down);
+            view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up))
+        };
+        match self.seek(any).await {
+            Ok((_, view, conn)) => {
+                drop(view);
+                let pool = Arc::clone(conn.slot.pool());
+                pool.put_back(conn);
+                Ok(())
+            }
+            Err(Failure::Statement(error)) => {
+                Err(PgError { severity: Severity::Fatal, ..*error }.into())
+            }
+            Err(Failure::Session(raw)) => Err(super::login::Refusal::Raw(raw)),
+        }
+    }
+
+    async fn dial(&mut self, slot: Slot, view: &View, node: usize) -> Result<Option<Box<ServerConn>>, Failure> {
+        let pool = Arc::clone(slot.pool());
+        match open(slot, self.worker.id, view.settings().pool.max_lifetime).await {
+            Ok(conn) => Ok(Some(conn)),
+            Err(error) => match self.judge(&error, &pool, view, node) {
+                Next::Retry => {
+                    self.rest().await;
+                    Ok(None)
+                }
+                Next::Fail(failure) => Err(failure),
+            },
+        }
+    }
+
+    fn judge(&self, error: &DialError, pool: &NodePool, view: &View, node: usize) -> Next {
+        let name = &pool.node.name;
+        let primary = view.snapshot.primary == Some(node);
+        let settings = view.settings();
+        match error {
+            DialError::Login(LoginError::Refused { sqlstate, raw, .. }) => {
+                let full = sqlstate == "53300";
+                if !full && sqlstate != "57P03" && sqlstate != "57P01" {
+                    return Next::Fail(Failure::Session(raw.clone()));
+                }
+                if full && self.started.elapsed() >= settings.pool.acquire_timeout {
+                    return Next::Fail(Failure::Statement(Box::new(timed_out(Severity::Error))));
+                }
+            }
+            DialError::Login(_) | DialError::NoCredential(_) => {
+                tracing::warn!(node = %name, %error, "could not log in on a node");
+                let text = format!("could not log in on node \"{name}\"");
+                return Next::Fail(Failure::Statement(Box::new(PgError::error("08006", text))));
+            }
+            DialError::Io { .. } => {}
+        }
+        tracing::debug!(node = %name, %error, "could not open a server connection");
+        pool.suspect();
+        (self.worker.shared.evidence)(name, Evidence::ConnectFailed);
+        if self.started.elapsed() < settings.write_timeout {
+            Next::Retry
+        } else if primary {
+            Next::Fail(no_primary())
+        } else {
+            let text = format!("node \"{name}\" cannot be reached");
+            Next::Fail(Failure::Statement(Box::new(PgError::error("08006", text))))
+        }
+    }
+
+    /// No node can take the statement now: wait a little, up to the write timeout.
+    async fn hold(&mut self, view: &View) -> Result<(), Failure> {
+        if self.started.elapsed() >= view.settings().write_timeout {
+            return Err(no_primary());
+        }
+        self.rest().await;
+        Ok(())
+    }
+
+    async fn rest(&mut self) {
+        tokio::time::sleep(self.pause).await;
+        self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
+}

@@ -1,0 +1,418 @@
+//! The tokio driver of a session: one `poll_fn` that writes before it waits, reads into the worker's buffer, asks the
+//! core what the bytes mean, and does that. Two receives and two sends per statement; no lock is held across an await.
+
+use super::core::{ClientStep, Core, Ending, ServerOutcome};
+use super::leg::{Leg, read};
+use super::run::Judge;
+use crate::metrics::count;
+use crate::pool::view::SessionSettings;
+use crate::pool::{Identity, View, Waiter};
+use crate::registry::SessionHandle;
+use crate::route::{Choice, Loads, NoFunctions, Query, Reason, SessionFacts, choose};
+use crate::server::ServerConn;
+use crate::worker::{Bench, Tools, Worker};
+use helios_proto::model::{Evidence, PoolMode, ReadYourWrites};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Instant;
+use tokio::net::TcpStream;
+
+/// What a session cannot do within a poll.
+pub enum Step {
+    /// A server connection for the core's run must be waited for or dialled.
+    Acquire,
+    /// The server connection broke, or its server said that it ends; the message, if one came.
+    ServerLost(Option<Vec<u8>>),
+    /// A standby refused the run as a write.
+    Refused,
+    /// The client ends the session.
+    Ended(Ending),
+    /// The client went away.
+    ClientGone,
+    /// The data plane stops, and the session is at rest.
+    Drained,
+}
+
+/// A logged-in client.
+pub struct Session {
+    pub(super) worker: Arc<Worker>,
+    pub(super) handle: Arc<SessionHandle>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) waiter: Arc<Waiter>,
+    pub(super) settings: SessionSettings,
+    pub(super) settings_of: u64,
+    pub(super) client: TcpStream,
+    pub(super) to_client: Leg,
+    pub(super) server: Option<Box<ServerConn>>,
+    pub(super) to_server: Leg,
+    pub(super) core: Core,
+    /// The run as sent, while it may be replayed on another node.
+    pub(super) sent: Vec<u8>,
+    /// The server connection was bound for a run whose choice has been reported.
+    pub(super) fresh: bool,
+    /// A choice that `take_server` made and could not serve: snapshot revision and node.
+    pub(super) chosen: Option<(u64, Option<usize>)>,
+    /// Settings that the server connections were opened with.
+    pub(super) greeting: Arc<crate::pool::identity::Greeting>,
+    /// The client has sent its last byte.
+    pub(super) eof: bool,
+    /// The inbox of the client has to be looked at (again).
+    pub(super) look: bool,
+    /// When the statement that runs now was sent.
+    pub(super) started: Option<Instant>,
+    /// When the session last waited for its client.
+    pub(super) rested: Instant,
+    pub(super) last_write: Option<Instant>,
+}
+
+/// Whether a poll got anywhere.
+type Progress = Result<bool, Step>;
+
+impl Loads for View {
+    fn busy(&self, node: usize) -> u32 {
+        self.pools.get(node).map_or(0, |pool| pool.busy())
+    }
+
+    fn suspect(&self, node: usize) -> bool {
+        self.pools.get(node).is_some_and(|pool| pool.is_suspect())
+    }
+}
+
+impl Session {
+    /// Relays until something must be waited for off the hot path.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let worker = Arc::clone(&self.worker);
+        let mut bench = worker.bench();
+        loop {
+            if self.handle.draining() && self.core.at_rest() && !self.to_client.blocked() {
+                return Poll::Ready(Step::Drained);
+            }
+            let mut progress = false;
+            for side in [Self::poll_server, Self::poll_client] {
+                match side(self, cx, &mut bench) {
+                    Ok(moved) => progress |= moved,
+                    Err(step) => return Poll::Ready(step),
+                }
+            }
+            if !progress {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    // === server -> client ===
+
+    fn poll_server(&mut self, cx: &mut Context<'_>, bench: &mut Bench) -> Progress {
+        if self.to_client.blocked() {
+            match self.to_client.flush(&mut self.client, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Err(Step::ClientGone),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        let Some(server) = &mut self.server else { return Ok(false) };
+        let n = match read(&mut server.io, cx, &mut bench.scratch) {
+            Poll::Ready(Ok(n)) if n > 0 => n,
+            Poll::Ready(_) => return Err(Step::ServerLost(None)),
+            Poll::Pending => return Ok(false),
+        };
+        let fresh = bench.scratch.get(..n).unwrap_or_default();
+        if self.to_server.inbox.is_empty() {
+            let consumed = self.from_server(cx, fresh)?;
+            self.to_server.inbox.extend_from_slice(fresh.get(consumed..).unwrap_or_default());
+        } else {
+            let mut whole = std::mem::take(&mut self.to_server.inbox);
+            whole.extend_from_slice(fresh);
+            let consumed = self.from_server(cx, &whole);
+            self.to_server.inbox = whole;
+            self.to_server.consume(consumed?);
+        }
+        self.after_server();
+        Ok(true)
+    }
+
+    /// Bytes of the server: how many were consumed.
+    fn from_server(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, Step> {
+        let step = self.core.server(bytes, &self.greeting.baseline);
+        let forward = bytes.get(..step.forward).unwrap_or_default();
+        if !forward.is_empty() && self.to_client.send(&mut self.client, cx, forward).is_err() {
+            return Err(Step::ClientGone);
+        }
+        match step.outcome {
+            ServerOutcome::More | ServerOutcome::Settled => Ok(step.forward),
+            ServerOutcome::Refused => {
+                self.to_server.inbox = bytes.get(self.core.held()..).unwrap_or_default().to_vec();
+                Err(Step::Refused)
+            }
+            ServerOutcome::Fatal => {
+                let message = bytes.get(step.forward..).filter(|m| m.first() == Some(&b'E'));
+                Err(Step::ServerLost(message.map(<[u8]>::to_vec)))
+            }
+        }
+    }
+
+    /// The server has said something: perhaps the statement is over, perhaps the connection is free.
+    fn after_server(&mut self) {
+        if let Some(standby) = self.core.take_hot_standby()
+            && let Some(server) = &self.server
+        {
+            (self.worker.shared.evidence)(&server.slot.pool().node.name, Evidence::InHotStandby(standby));
+        }
+        if !self.core.ledger().settled() {
+            return;
+        }
+        self.look = true;
+        let now = Instant::now();
+        self.rested = now;
+        if let Some(started) = self.started.take() {
+            self.worker.counters.query.observe(now.saturating_duration_since(started));
+        }
+        if self.core.take_wrote() {
+            self.last_write = Some(now);
+        }
+        if self.core.may_release() && self.to_server.inbox.is_empty() && !self.to_server.blocked() {
+            self.release();
+        }
+    }
+
+    /// Gives the clean server connection back.
+    fn release(&mut self) {
+        self.core.released();
+        let Some(server) = self.server.take() else { return };
+        if self.handle.clear_server() {
+            let pool = Arc::clone(server.slot.pool());
+            pool.put_back(server);
+        } else {
+            // A cancel is on its way to it and might hit the next session's statement.
+            server.close();
+        }
+    }
+
+    /// Counts what was just judged; a statement that had no choice of node is reported here.
+    fn note_counts(&mut self) {
+        let counts = self.core.take_counts();
+        self.worker.counters.reads.fetch_add(u64::from(counts.reads), Ordering::Relaxed);
+        self.worker.counters.writes.fetch_add(u64::from(counts.writes), Ordering::Relaxed);
+        let chosen = u32::from(std::mem::take(&mut self.fresh));
+        let Some(server) = &self.server else { return };
+        for _ in chosen..counts.reads.saturating_add(counts.writes) {
+            let pinned = !self.core.pins().is_empty() || self.core.mode() == PoolMode::Session;
+            let reason = if pinned { Reason::Pinned } else { Reason::InTransaction };
+            self.report(server.slot.pool().node.name.as_str(), reason);
+        }
+    }
+
+    // === client -> server ===
+
+    fn poll_client(&mut self, cx: &mut Context<'_>, bench: &mut Bench) -> Progress {
+        if self.to_server.blocked()
+            && let Some(server) = &mut self.server
+        {
+            match self.to_server.flush(&mut server.io, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Err(Step::ServerLost(None)),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        if self.look && !self.to_client.inbox.is_empty() {
+            return self.look_again(cx, &mut bench.tools);
+        }
+        self.look = false;
+        if self.eof {
+            return if self.core.ledger().settled() && !self.to_client.blocked() {
+                Err(Step::ClientGone)
+            } else {
+                Ok(false)
+            };
+        }
+        if self.stalled() {
+            return Ok(false);
+        }
+        let n = match read(&mut self.client, cx, &mut bench.scratch) {
+            Poll::Ready(Ok(0)) => {
+                self.eof = true;
+                return Ok(true);
+            }
+            Poll::Ready(Ok(n)) => n,
+            Poll::Ready(Err(_)) => return Err(Step::ClientGone),
+            Poll::Pending => return Ok(false),
+        };
+        let Bench { scratch, tools } = bench;
+        let fresh = scratch.get(..n).unwrap_or_default();
+        if !self.to_client.inbox.is_empty() {
+            self.to_client.inbox.extend_from_slice(fresh);
+            return self.look_again(cx, tools);
+        }
+        match self.from_client(cx, fresh, tools) {
+            Ok(consumed) => {
+                self.to_client.inbox.extend_from_slice(fresh.get(consumed..).unwrap_or_default());
+                Ok(true)
+            }
+            Err((consumed, step)) => {
+                self.to_client.inbox.extend_from_slice(fresh.get(consumed..).unwrap_or_default());
+                Err(step)
+            }
+        }
+    }
+
+    /// Bytes of the client wait for the server's answer, or for the client to read ours: read no more of them.
+    fn stalled(&self) -> bool {
+        let waits = !self.to_client.inbox.is_empty() && !self.core.ledger().settled() && self.server.is_some();
+        (waits && self.core.replayable()) || self.to_client.blocked() || self.to_client.inbox.len() > STALL_AT
+    }
+
+    fn look_again(&mut self, cx: &mut Context<'_>, tools: &mut Tools) -> Progress {
+        self.look = false;
+        let whole = std::mem::take(&mut self.to_client.inbox);
+        let result = self.from_client(cx, &whole, tools);
+        self.to_client.inbox = whole;
+        match result {
+            Ok(consumed) => {
+                self.to_client.consume(consumed);
+                Ok(consumed > 0)
+            }
+            Err((consumed, step)) => {
+                self.to_client.consume(consumed);
+                Err(step)
+            }
+        }
+    }
+
+    /// Bytes of the client: how many were consumed.
+    fn from_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        tools: &mut Tools,
+    ) -> Result<usize, (usize, Step)> {
+        let mut at = 0usize;
+        loop {
+            let rest = bytes.get(at..).unwrap_or_default();
+            let mut reply = Vec::new();
+            let mut judge = Judge {
+                cache: &mut tools.verdicts,
+                standard_strings: true,
+                known: &NoFunctions,
+                readable: true,
+            };
+            match self.core.client(rest, &mut judge, &mut reply) {
+                ClientStep::Wait | ClientStep::Stall => return Ok(at),
+                ClientStep::Close(ending) => return Err((at, Step::Ended(ending))),
+                ClientStep::Consume(n) => {
+                    at = at.saturating_add(n);
+                    let sent = self.to_client.send(&mut self.client, cx, &reply);
+                    sent.map_err(|_| (at, Step::ClientGone))?;
+                    if n == 0 && reply.is_empty() {
+                        return Ok(at);
+                    }
+                }
+                ClientStep::Acquire => self.take_server(tools).map_err(|step| (at, step))?,
+                ClientStep::Forward(n) => {
+                    self.forward(cx, rest.get(..n).unwrap_or_default()).map_err(|step| (at, step))?;
+                    at = at.saturating_add(n);
+                    if self.to_server.blocked() {
+                        return Ok(at);
+                    }
+                }
+            }
+        }
+    }
+
+    fn forward(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<(), Step> {
+        if self.core.replayable() {
+            self.sent.clear();
+            self.sent.extend_from_slice(bytes);
+        }
+        self.note_counts();
+        if self.started.is_none() {
+            self.started = Some(Instant::now());
+        }
+        let Some(server) = &mut self.server else { return Ok(()) };
+        self.to_server.send(&mut server.io, cx, bytes).map_err(|_| Step::ServerLost(None))
+    }
+
+    /// A server connection for the core's run, if one is at hand.
+    fn take_server(&mut self, tools: &mut Tools) -> Result<(), Step> {
+        let view = tools.view();
+        self.refresh(&view);
+        let choice = self.choose(&view, tools);
+        self.chosen = Some((view.snapshot.revision, choice.node));
+        let Some((node, pool)) = choice.node.and_then(|i| Some((i, view.pools.get(i)?))) else {
+            return Err(Step::Acquire);
+        };
+        if pool.is_suspect() {
+            return Err(Step::Acquire);
+        }
+        match pool.take_ready(self.identity.id, self.worker.id) {
+            Some(conn) => match conn.adopt(self.worker.id) {
+                Ok(conn) => {
+                    self.worker.counters.acquire.observe(std::time::Duration::ZERO);
+                    self.bind(conn, node, &view);
+                    Ok(())
+                }
+                Err(_) => Err(Step::Acquire),
+            },
+            None => Err(Step::Acquire),
+        }
+    }
+
+    /// Holds this server connection from now on.
+    pub(super) fn bind(&mut self, conn: Box<ServerConn>, node: usize, view: &View) {
+        let standby = view.snapshot.primary != Some(node);
+        self.handle.set_server(&conn.ident);
+        self.server = Some(conn);
+        self.to_server.clear();
+        self.fresh = true;
+        let before = self.core.pins();
+        self.core.bind(standby);
+        if before.is_empty() && !self.core.pins().is_empty() {
+            count(&self.worker.counters.pinned);
+        }
+        self.look = true;
+    }
+
+    /// Where the core's run goes; one log line and one count per decision.
+    pub(super) fn choose(&self, view: &View, tools: &mut Tools) -> Choice {
+        let verdict = self.core.run().verdict();
+        let now = Instant::now();
+        let settings = view.settings();
+        let read_your_writes = match settings.balancer.read_your_writes {
+            ReadYourWrites::Off => false,
+            ReadYourWrites::Time(window) => self.last_write.is_some_and(|at| now.saturating_duration_since(at) < window),
+        };
+        let session = SessionFacts {
+            in_transaction: false,
+            pinned: false,
+            bound: None,
+            read_your_writes,
+            read_write_split: settings.balancer.read_write_split,
+            mode: self.core.mode(),
+        };
+        let query = Query { verdict, session, snapshot: &view.snapshot, loads: view, now };
+        let choice = choose(&query, &mut tools.picker);
+        self.report(choice.node.map_or("none", |node| view.name(node)), choice.reason);
+        if verdict.hint.unknown > 0 {
+            let unknown = u64::from(verdict.hint.unknown);
+            self.worker.counters.unknown_hints.fetch_add(unknown, Ordering::Relaxed);
+        }
+        choice
+    }
+
+    fn report(&self, node: &str, reason: Reason) {
+        tracing::debug!(target: "heliosdb_proxy", node = %node, reason = %reason, "Routing query to");
+        self.worker.counters.reason(reason);
+    }
+
+    /// Takes over the settings of a newer snapshot.
+    pub(super) fn refresh(&mut self, view: &View) {
+        if self.settings_of != view.snapshot.revision {
+            self.settings = view.session_settings(&self.identity.user, &self.identity.database);
+            self.settings_of = view.snapshot.revision;
+            self.core.set_mode(self.settings.mode);
+        }
+    }
+}
+
+/// Bytes of the client that wait for a server before no more are read.
+const STALL_AT: usize = super::core::TEXT_MAX + crate::worker::CHUNK;

@@ -1,0 +1,309 @@
+//! Logging a client in (DESIGN, "Who may log in"): known roles prove themselves to the proxy by SCRAM, unknown ones
+//! to the backend with their clear password, asked only on this machine. Ends with a session or a refusal; never
+//! lets a client in without a proof, however warm the pool.
+
+use super::acquire::Seeker;
+use super::startup::Lobby;
+use crate::auth::{Known, Proof, Tried};
+use crate::pool::node::Request;
+use crate::pool::sweep::established;
+use crate::pool::{Checkout, Grant, Identity, Outcome, Slot, View, Waiter};
+use crate::registry::Registered;
+use crate::server::Credential;
+use crate::server::credential::Password;
+use crate::server::dial::{DialError, Opened, Opening, Who};
+use crate::worker::Worker;
+use helios_pgwire::backend::{self, TxStatus};
+use helios_pgwire::frame::take_cstr;
+use helios_pgwire::login::{Asked, LoginError};
+use helios_pgwire::scram::{MECHANISM, ScramError, ServerFirst, Verifier};
+use helios_pgwire::startup::{Replication, Startup, agreed};
+use helios_pgwire::{PgError, md5};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+/// Why a connection gets no session.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Closed without a message.
+    #[error("malformed login message")]
+    Cut,
+    /// The client went away.
+    #[error("client went away")]
+    Gone,
+    /// The client's socket failed.
+    #[error("lost client: {0}")]
+    Io(#[from] io::Error),
+    /// Told, then closed.
+    #[error("{0}")]
+    Told(Box<PgError>),
+    /// Told in somebody else's words, then closed.
+    #[error("refused by the backend or by the protocol")]
+    Raw(Vec<u8>),
+}
+
+impl From<PgError> for Refusal {
+    fn from(error: PgError) -> Self {
+        Self::Told(Box::new(error))
+    }
+}
+
+impl From<Box<PgError>> for Refusal {
+    fn from(error: Box<PgError>) -> Self {
+        Self::Told(error)
+    }
+}
+
+/// A client that has logged in.
+pub struct LoggedIn {
+    /// Whose server connections the session uses.
+    pub identity: Arc<Identity>,
+    /// The session's cancel key.
+    pub registered: Registered,
+}
+
+/// A login in progress.
+pub struct Login<'a> {
+    /// The worker that will run the session.
+    pub worker: &'a Arc<Worker>,
+    /// The client.
+    pub lobby: &'a mut Lobby,
+    /// What the client asked for.
+    pub startup: &'a Startup,
+    /// Where it comes from.
+    pub peer: IpAddr,
+}
+
+type Proved = (Arc<Credential>, u64);
+
+impl Login<'_> {
+    /// Runs the login up to the first ReadyForQuery.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; what must be told has not been sent.
+    pub async fn run(mut self, counted: &mut crate::limits::Counted) -> Result<LoggedIn, Refusal> {
+        if let Some((version, unknown)) = self.startup.negotiation() {
+            let mut out = Vec::new();
+            backend::negotiate_version(&mut out, version, &unknown);
+            self.lobby.send(&out).await?;
+        }
+        if self.startup.replication == Replication::Yes {
+            let text = "replication connections are not supported by HeliosProxy";
+            return Err(PgError::fatal("0A000", text).hint("Connect to the PostgreSQL server itself.").into());
+        }
+        let view = self.worker.shared.pools.view();
+        let (credential, epoch) = self.authenticate(&view).await?;
+        counted.login(&view.settings().limits, &self.startup.user, &self.startup.database)?;
+        let mut out = Vec::new();
+        backend::auth(&mut out, 0, b"");
+        self.lobby.send(&out).await?;
+        let Startup { user, database, params, .. } = self.startup;
+        let identity = self.worker.shared.identities.get(user, database, params.clone(), epoch, &credential);
+        let registered = self.worker.shared.registry.register(agreed(self.startup.version));
+        self.welcome(&identity, &registered).await?;
+        Ok(LoggedIn { identity, registered })
+    }
+
+    /// What PostgreSQL says between the proof and the first query, in the backend's own words.
+    async fn welcome(&mut self, identity: &Arc<Identity>, registered: &Registered) -> Result<(), Refusal> {
+        if identity.greeting().is_none() {
+            Seeker::new(self.worker, identity, Waiter::new(self.worker.id)).greet().await?;
+        }
+        let gone = || PgError::fatal("08006", "the server closed the connection during login");
+        let greeting = identity.greeting().ok_or_else(gone)?;
+        let mut out = greeting.messages.clone();
+        backend::key_data(&mut out, registered.handle.pid, &registered.handle.key);
+        backend::ready_for_query(&mut out, TxStatus::Idle);
+        Ok(self.lobby.send(&out).await?)
+    }
+
+    async fn authenticate(&mut self, view: &Arc<View>) -> Result<Proved, Refusal> {
+        let shared = Arc::clone(&self.worker.shared);
+        let Startup { user, database, .. } = self.startup;
+        if let Some(known) = shared.auth.configured(view.settings(), user).await {
+            return self.by_configuration(known).await;
+        }
+        let ttl = view.settings().auth.proof_ttl;
+        match shared.auth.learned(user, database, ttl) {
+            Some(known) if matches!(known.proof, Proof::Scram(_)) || self.is_near() => self.by_memory(known).await,
+            _ => self.by_backend(view).await,
+        }
+    }
+
+    /// Whether the client is on this machine.
+    fn is_near(&self) -> bool {
+        self.peer.to_canonical().is_loopback()
+    }
+
+    fn wrong(&self) -> Refusal {
+        let user = String::from_utf8_lossy(&self.startup.user).into_owned();
+        PgError::fatal("28P01", format!("password authentication failed for user \"{user}\"")).into()
+    }
+
+    async fn by_configuration(&mut self, known: Known) -> Result<Proved, Refusal> {
+        let Proof::Scram(verifier) = known.proof else { return Err(self.wrong()) };
+        let keys = self.scram(verifier).await?;
+        let recovered = || self.worker.shared.auth.recovered(&self.startup.user, keys);
+        let credential = known.credential.or_else(recovered).ok_or_else(|| self.wrong())?;
+        Ok((credential, known.epoch))
+    }
+
+    async fn by_memory(&mut self, known: Known) -> Result<Proved, Refusal> {
+        let Some(credential) = known.credential.clone() else { return Err(self.wrong()) };
+        let accepted = match known.proof.clone() {
+            Proof::Trust => Ok(()),
+            Proof::Scram(verifier) => self.scram(verifier).await.map(|_| ()),
+            Proof::Password => {
+                let password = self.password().await?;
+                let right = known.admits(&self.startup.user, &password);
+                if right { Ok(()) } else { Err(self.wrong()) }
+            }
+        };
+        if let Err(Refusal::Told(error)) = &accepted
+            && error.code == "28P01"
+        {
+            self.worker.shared.auth.doubt(&self.startup.user, &self.startup.database);
+        }
+        accepted.map(|()| (credential, known.epoch))
+    }
+
+    /// SCRAM with the client, the proxy in the server's role.
+    async fn scram(&mut self, verifier: Verifier) -> Result<helios_pgwire::scram::Keys, Refusal> {
+        let mut out = Vec::new();
+        backend::auth(&mut out, 10, format!("{MECHANISM}\0\0").as_bytes());
+        self.lobby.send(&out).await?;
+        let body = self.lobby.auth_message("SASL").await?;
+        let malformed = || Refusal::from(PgError::fatal("08P01", "malformed SCRAM message"));
+        let (mechanism, rest) = take_cstr(&body).ok_or_else(malformed)?;
+        if mechanism != MECHANISM.as_bytes() {
+            return Err(PgError::fatal("08P01", "client selected an invalid SASL authentication mechanism").into());
+        }
+        let (len, data) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
+        let fits = usize::try_from(u32::from_be_bytes(*len)) == Ok(data.len());
+        let first = if fits { data } else { return Err(malformed()) };
+        let server = ServerFirst::new(first, verifier).map_err(|e| self.scram_error(e))?;
+        out.clear();
+        backend::auth(&mut out, 11, server.message());
+        self.lobby.send(&out).await?;
+        let body = self.lobby.auth_message("SASL").await?;
+        let proved = server.prove(&body).map_err(|e| self.scram_error(e))?;
+        out.clear();
+        backend::auth(&mut out, 12, &proved.server_final);
+        self.lobby.send(&out).await?;
+        Ok(proved.keys)
+    }
+
+    fn scram_error(&self, error: ScramError) -> Refusal {
+        match error {
+            ScramError::WrongProof => self.wrong(),
+            ScramError::Unsupported => PgError::fatal("0A000", error.to_string()).into(),
+            _ => PgError::fatal("08P01", error.to_string()).into(),
+        }
+    }
+
+    /// The clear password of the client.
+    async fn password(&mut self) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+        let mut out = Vec::new();
+        backend::auth(&mut out, 3, b"");
+        self.lobby.send(&out).await?;
+        let body = Zeroizing::new(self.lobby.auth_message("password").await?);
+        match body.split_last() {
+            Some((0, [])) => Err(PgError::fatal("28P01", "empty password returned by client").into()),
+            Some((0, password)) if !password.contains(&0) => Ok(Zeroizing::new(password.to_vec())),
+            _ => Err(PgError::fatal("08P01", "invalid password packet size").into()),
+        }
+    }
+
+    /// The backend judges: its connection is opened first, and the client is asked for what the backend asks for.
+    async fn by_backend(&mut self, view: &Arc<View>) -> Result<Proved, Refusal> {
+        if !self.is_near() && !view.settings().auth.allow_backend_trust {
+            return Err(self.too_far());
+        }
+        let slot = self.place(view).await?;
+        let Startup { user, database, params, .. } = self.startup;
+        let opened = Opening::start(&slot.pool().node, Who { user, database, params }).await;
+        let (io, welcome, tried) = match opened.map_err(|e| self.dial_error(&slot, e))? {
+            Opened::Ready(io, welcome) => (io, welcome, None),
+            Opened::Asked(_, _) if !self.is_near() => return Err(self.too_far()),
+            Opened::Asked(opening, asked) => {
+                let password = self.password().await?;
+                let credential = Arc::new(Credential::Password(Password::new(password)));
+                let finished = opening.finish(asked, user, &credential).await;
+                let (io, welcome) = finished.map_err(|e| self.dial_error(&slot, e))?;
+                (io, welcome, self.tried(asked, &credential))
+            }
+        };
+        let (credential, epoch) = self.worker.shared.auth.prove(user, database, tried);
+        let identity = self.worker.shared.identities.get(user, database, params.clone(), epoch, &credential);
+        let lifetime = view.settings().pool.max_lifetime;
+        let mut conn = established(io, &welcome, slot, self.worker.id, lifetime);
+        identity.greet(&welcome);
+        conn.identity = identity;
+        let pool = Arc::clone(conn.slot.pool());
+        pool.put_back(conn);
+        Ok((credential, epoch))
+    }
+
+    fn tried(&self, asked: Asked, credential: &Credential) -> Option<Tried> {
+        let Credential::Password(password) = credential else { return None };
+        match asked {
+            Asked::Scram => password.derived().map(Tried::Scram),
+            Asked::Md5(_) => {
+                Some(Tried::Md5(Zeroizing::new(md5::stored(&self.startup.user, password.expose()))))
+            }
+            Asked::Cleartext => Some(Tried::Clear(Zeroizing::new(password.expose().to_vec()))),
+        }
+    }
+
+    /// A place for the connection that judges the login, on the primary if there is one.
+    async fn place(&self, view: &Arc<View>) -> Result<Slot, Refusal> {
+        let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health != helios_proto::model::Health::Down);
+        let node = view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up));
+        let none = || Refusal::from(PgError::fatal("57P03", "no server is available to check the login"));
+        let pool = node.and_then(|i| view.pools.get(i)).ok_or_else(none)?;
+        let Startup { user, database, params, .. } = self.startup;
+        let identity = self.worker.shared.identities.provisional(user, database, params.clone());
+        let waiter = Waiter::new(self.worker.id);
+        let timeout = view.settings().pool.acquire_timeout;
+        let request = Request { identity: &identity, waiter: &waiter, caps: view.caps(&identity), timeout };
+        let outcome = match pool.checkout(&request) {
+            Checkout::Dial(slot) => return Ok(slot),
+            Checkout::Ready(_) | Checkout::Retired => return Err(none()),
+            Checkout::Wait => super::acquire::wait(pool, &waiter).await,
+        };
+        match outcome {
+            Outcome::Granted(Grant::Dial(slot)) => Ok(slot),
+            Outcome::Granted(Grant::Conn(_)) | Outcome::Retired => Err(none()),
+            Outcome::Expired => Err(super::acquire::timed_out(helios_pgwire::Severity::Fatal).into()),
+        }
+    }
+
+    fn too_far(&self) -> Refusal {
+        PgError::fatal("28000", "HeliosProxy cannot check this login over an unencrypted remote connection")
+            .hint("Add the role to [[users]] with its password or SCRAM verifier.")
+            .into()
+    }
+
+    /// A refusal of the backend goes to the client in the backend's words, after AuthenticationOk if that had come.
+    fn dial_error(&self, slot: &Slot, error: DialError) -> Refusal {
+        match error {
+            DialError::Login(LoginError::Refused { raw, authenticated, .. }) => {
+                let mut out = Vec::new();
+                if authenticated {
+                    backend::auth(&mut out, 0, b"");
+                }
+                out.extend_from_slice(&raw);
+                Refusal::Raw(out)
+            }
+            error => {
+                slot.pool().suspect();
+                let name = slot.pool().node.name.clone();
+                tracing::warn!(node = %name, %error, "could not open a server connection");
+                (self.worker.shared.evidence)(&name, helios_proto::model::Evidence::ConnectFailed);
+                PgError::fatal("57P03", "the server cannot be reached to check the login").into()
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! One client: from the accepted socket to the last byte. `startup` and `login` before the session, `core` its
+//! protocol without sockets, `drive` the thin driver that connects the core to tokio, `acquire` the waits off the hot
+//! path. Owner: a worker. Never touches another session.
+
+pub mod acquire;
+pub mod core;
+pub mod drive;
+pub mod leg;
+pub mod login;
+pub mod run;
+pub mod serve;
+pub mod startup;
+
+pub use serve::serve;

@@ -1,0 +1,269 @@
+//! A run: the client messages that must go to one server together, from the first that needs a server up to the
+//! next point where it could change: a whole Query or FunctionCall, or extended messages up to their Sync. Judged
+//! while it is put together; pure.
+
+use super::core::begins;
+use crate::route::{Class, KnownFunctions, Pins, Verdict, VerdictCache};
+use helios_pgwire::PgError;
+use helios_pgwire::frame::{Header, take_cstr};
+use helios_pgwire::frontend::{parse_text, query_text};
+use helios_proto::model::PoolMode;
+
+/// What a text is judged with.
+pub struct Judge<'a> {
+    /// Verdicts by text.
+    pub cache: &'a mut VerdictCache,
+    /// The session's `standard_conforming_strings`.
+    pub standard_strings: bool,
+    /// Functions of the database known not to be volatile.
+    pub known: &'a dyn KnownFunctions,
+    /// The session's client encoding can be cut into tokens byte by byte.
+    pub readable: bool,
+}
+
+/// Messages at the front of the client's bytes that go to one server together.
+#[derive(Debug)]
+pub struct Run {
+    len: usize,
+    first: u8,
+    end: End,
+    verdict: Verdict,
+    judged: bool,
+    /// A statement is prepared that outlives the run.
+    named: bool,
+    /// An unnamed statement was parsed and not bound yet.
+    unbound: bool,
+    /// An unnamed statement was parsed in this run.
+    parsed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// More messages belong to it.
+    Growing,
+    /// Whole: after its answer the session is between statements again.
+    Closed,
+    /// Cut off before its end: what follows belongs to it too.
+    Open,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            len: 0,
+            first: 0,
+            end: End::Growing,
+            verdict: nothing(),
+            judged: false,
+            named: false,
+            unbound: false,
+            parsed: false,
+        }
+    }
+}
+
+fn nothing() -> Verdict {
+    Verdict { class: Class::Empty, may_write: false, statements: 0, ..Verdict::in_doubt() }
+}
+
+impl Run {
+    /// Bytes of the run so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether a run has begun and was not sent.
+    #[must_use]
+    pub fn pending(&self) -> bool {
+        self.len > 0
+    }
+
+    /// Whether it is ready for a server.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.end != End::Growing
+    }
+
+    /// Whether nothing that follows belongs to it.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.end == End::Closed
+    }
+
+    /// Whether it is a Query or a FunctionCall.
+    #[must_use]
+    pub fn is_simple(&self) -> bool {
+        matches!(self.first, b'Q' | b'F')
+    }
+
+    /// Type of its first message.
+    #[must_use]
+    pub fn first(&self) -> u8 {
+        self.first
+    }
+
+    /// Whether it prepares a statement that outlives it.
+    #[must_use]
+    pub fn prepares(&self) -> bool {
+        self.named || self.unbound
+    }
+
+    /// Judgement of all its texts together.
+    #[must_use]
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// Ends it where it is, as one whose end is not known: it goes to the primary.
+    pub fn finish_open(&mut self) {
+        self.end = End::Open;
+        self.verdict.class = Class::Write;
+    }
+
+    /// Forgets it.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Its length, once: it goes to the server now.
+    pub fn take_len(&mut self) -> usize {
+        let len = self.len;
+        if len > 0 {
+            self.clear();
+        }
+        len
+    }
+
+    /// Adds a message, of which `here` is there.
+    ///
+    /// # Errors
+    /// What the session may not send: the run is refused as a whole.
+    pub fn add(
+        &mut self,
+        header: Header,
+        here: &[u8],
+        mode: PoolMode,
+        judge: &mut Judge<'_>,
+    ) -> Result<(), Box<PgError>> {
+        let partial = here.len() < header.size;
+        if self.len == 0 {
+            self.first = header.tag;
+        }
+        self.len = self.len.saturating_add(here.len());
+        match header.tag {
+            b'Q' | b'P' => self.add_text(header.tag, (!partial).then_some(here), mode, judge)?,
+            b'F' => self.merge(&Verdict::in_doubt()),
+            b'B' | b'D' => self.add_use(header.tag, here)?,
+            _ => {}
+        }
+        match header.tag {
+            b'Q' | b'F' => self.end = End::Closed,
+            b'S' => self.close(),
+            b'H' => self.finish_open(),
+            _ if partial => self.finish_open(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.end = End::Closed;
+        if !self.judged || self.prepares() {
+            self.verdict.class = Class::Write;
+        }
+    }
+
+    fn add_text(
+        &mut self,
+        tag: u8,
+        message: Option<&[u8]>,
+        mode: PoolMode,
+        judge: &mut Judge<'_>,
+    ) -> Result<(), Box<PgError>> {
+        if tag == b'P' {
+            let name = message.and_then(parse_text).map_or(&b"?"[..], |(name, _)| name);
+            self.named |= !name.is_empty();
+            self.unbound |= name.is_empty();
+            self.parsed |= name.is_empty();
+        }
+        let verdict = judge.message(tag, message);
+        if mode == PoolMode::Statement && begins(&verdict) {
+            return Err(Box::new(
+                PgError::error("0A000", "transaction blocks are not supported in statement pooling mode")
+                    .hint("Use pool mode \"transaction\" or \"session\" for this user or database."),
+            ));
+        }
+        self.merge(&verdict);
+        Ok(())
+    }
+
+    /// Bind or Describe: of the unnamed statement only if this run has parsed it, for on a shared server it might be
+    /// another client's.
+    fn add_use(&mut self, tag: u8, here: &[u8]) -> Result<(), Box<PgError>> {
+        let body = here.get(5..).unwrap_or_default();
+        let unnamed = match tag {
+            b'B' => take_cstr(body).is_some_and(|(_, rest)| rest.first() == Some(&0)),
+            _ => body.starts_with(b"S\0"),
+        };
+        if unnamed && !self.parsed {
+            return Err(Box::new(PgError::error("26000", "unnamed prepared statement does not exist").hint(
+                "In transaction and statement pooling the unnamed statement lives until the next Sync.",
+            )));
+        }
+        if unnamed && tag == b'B' {
+            self.unbound = false;
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, verdict: &Verdict) {
+        if !self.judged {
+            self.verdict = verdict.clone();
+            self.judged = true;
+            return;
+        }
+        let all = &mut self.verdict;
+        all.class = all.class.worse(verdict.class);
+        all.may_write |= verdict.may_write;
+        all.pins = all.pins.union(verdict.pins);
+        all.is_discard_all = false;
+        all.statements = all.statements.saturating_add(verdict.statements);
+        if verdict.tx != all.tx {
+            all.tx = crate::route::TxWord::Mixed;
+            all.class = Class::Write;
+        }
+        if verdict.hint != all.hint {
+            all.hint.route = Some(crate::route::RouteHint::Primary);
+        }
+    }
+
+    /// Whether a Parse message gives its statement a name.
+    #[must_use]
+    pub fn is_named(message: &[u8]) -> bool {
+        message.get(5).is_some_and(|&b| b != 0)
+    }
+}
+
+impl Judge<'_> {
+    /// The verdict of a Query or Parse message; `None` for one that is too long to be read.
+    pub fn message(&mut self, tag: u8, message: Option<&[u8]>) -> Verdict {
+        let text = message.and_then(|message| match tag {
+            b'Q' => query_text(message),
+            _ => parse_text(message).map(|(_, text)| text),
+        });
+        match (message, text) {
+            (None, _) => Verdict { pins: Pins::SETTING, ..Verdict::in_doubt() },
+            (Some(_), Some(text)) if self.readable => {
+                self.cache.get_or_classify(text, self.standard_strings, self.known).clone()
+            }
+            _ => Verdict::in_doubt(),
+        }
+    }
+}

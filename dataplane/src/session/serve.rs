@@ -1,0 +1,437 @@
+//! A client from accept to end: login, relay, the waits in between, and what is left behind. The one place that ends a
+//! session; every way out gives the server connection back clean or closes it.
+
+use super::acquire::{Failure, Seeker};
+use super::core::{Core, Ending};
+use super::drive::{Session, Step};
+use super::leg::Leg;
+use super::login::{LoggedIn, Login, Refusal};
+use super::startup::{Greeted, Lobby};
+use crate::limits::Counted;
+use crate::metrics::count;
+use crate::pool::Waiter;
+use crate::registry::SessionHandle;
+use crate::route::Pins;
+use crate::server::ServerConn;
+use crate::server::clean::{Leftover, clean};
+use crate::worker::Worker;
+use helios_pgwire::frame::Header;
+use helios_pgwire::frontend::{max_len, parse_text, query_text};
+use helios_pgwire::{ErrorFields, PgError};
+use helios_proto::model::Evidence;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep_until, timeout};
+
+/// Longest time for a last message to a client.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a statement that was cancelled for its timeout may take to end.
+const CANCEL_GRACE: Duration = Duration::from_secs(5);
+/// How often one statement may be replayed.
+const MOST_REPLAYS: u32 = 3;
+
+/// Serves one accepted socket to its end.
+pub async fn serve(worker: Arc<Worker>, io: TcpStream, peer: SocketAddr, mut counted: Counted) {
+    count(&worker.counters.clients);
+    let Some(session) = Box::pin(enter(&worker, io, peer, &mut counted)).await else { return };
+    worker.counters.sessions.fetch_add(1, Ordering::Relaxed);
+    let (mut session, registered) = *session;
+    relay(&mut session).await;
+    leave(session);
+    drop(registered);
+    worker.counters.sessions.fetch_sub(1, Ordering::Relaxed);
+}
+
+type Entered = Box<(Session, crate::registry::Registered)>;
+
+/// Everything up to the first ReadyForQuery, under one timeout.
+async fn enter(worker: &Arc<Worker>, io: TcpStream, peer: SocketAddr, counted: &mut Counted) -> Option<Entered> {
+    let limit = worker.shared.pools.view().settings().limits.login_timeout;
+    let mut lobby = Lobby { io, buf: Vec::new() };
+    let entered = timeout(limit, login(worker, &mut lobby, peer, counted)).await;
+    let refusal = match entered {
+        Ok(Ok(Some(logged_in))) => return Some(Box::new(start(worker, lobby, logged_in))),
+        Ok(Ok(None)) => return None,
+        Ok(Err(refusal)) => refusal,
+        Err(_) => Refusal::Cut,
+    };
+    count(&worker.counters.logins_refused);
+    tracing::debug!(address = %peer, error = %refusal, "login refused");
+    let words = match refusal {
+        Refusal::Told(error) => error.to_bytes(),
+        Refusal::Raw(bytes) => bytes,
+        Refusal::Cut | Refusal::Gone | Refusal::Io(_) => return None,
+    };
+    say_goodbye(&mut lobby.io, &words).await;
+    None
+}
+
+async fn login(
+    worker: &Arc<Worker>,
+    lobby: &mut Lobby,
+    peer: SocketAddr,
+    counted: &mut Counted,
+) -> Result<Option<LoggedIn>, Refusal> {
+    match lobby.greet().await? {
+        Greeted::Cancel { pid, key } => {
+            worker.shared.registry.cancel(pid, &key).await;
+            Ok(None)
+        }
+        Greeted::Session(startup) => {
+            let login = Login { worker, lobby, startup: &startup, peer: peer.ip() };
+            login.run(counted).await.map(Some)
+        }
+    }
+}
+
+fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, crate::registry::Registered) {
+    let LoggedIn { identity, registered } = logged_in;
+    let view = worker.shared.pools.view();
+    let settings = view.session_settings(&identity.user, &identity.database);
+    let greeting = identity.greeting().unwrap_or_else(|| {
+        Arc::new(crate::pool::identity::Greeting { messages: Vec::new(), baseline: Vec::new() })
+    });
+    let session = Session {
+        worker: Arc::clone(worker),
+        handle: Arc::clone(&registered.handle),
+        identity,
+        waiter: Waiter::new(worker.id),
+        settings,
+        settings_of: view.snapshot.revision,
+        client: lobby.io,
+        to_client: Leg::with_inbox(lobby.buf),
+        server: None,
+        to_server: Leg::default(),
+        core: Core::new(settings.mode),
+        sent: Vec::new(),
+        fresh: false,
+        chosen: None,
+        greeting,
+        eof: false,
+        look: true,
+        started: None,
+        rested: Instant::now(),
+        last_write: None,
+    };
+    (session, registered)
+}
+
+/// Why a session ends, in words for the client.
+enum End {
+    Silent,
+    Words(Vec<u8>),
+}
+
+impl From<PgError> for End {
+    fn from(error: PgError) -> Self {
+        Self::Words(error.to_bytes())
+    }
+}
+
+async fn relay(session: &mut Session) {
+    let mut timer = Timer::default();
+    let mut replays = 0;
+    let end = loop {
+        let step = poll_fn(|cx| timer.poll(session, cx)).await;
+        let next = match step {
+            Event::Step(Step::Acquire) => Box::pin(acquire(session)).await,
+            Event::Step(Step::Refused) => {
+                session.refused();
+                Ok(())
+            }
+            Event::Step(Step::ServerLost(message)) => session.server_lost(message, &mut replays),
+            Event::Step(Step::Ended(Ending::Error(error))) => Err(End::Words(error.to_bytes())),
+            Event::Step(Step::Ended(Ending::Terminate | Ending::Cut) | Step::ClientGone) => Err(End::Silent),
+            Event::Step(Step::Drained) => {
+                Err(PgError::fatal("57P01", "terminating connection due to administrator command").into())
+            }
+            Event::QueryTimeout => {
+                session.worker.shared.cleanups.spawn(Arc::clone(&session.handle).cancel_own());
+                Ok(())
+            }
+            Event::TimedOut(error) => Err((*error).into()),
+        };
+        if let Err(end) = next {
+            break end;
+        }
+    };
+    if let End::Words(words) = end {
+        say_goodbye(&mut session.client, &words).await;
+    }
+}
+
+async fn say_goodbye(io: &mut TcpStream, words: &[u8]) {
+    let speak = async {
+        io.write_all(words).await?;
+        io.shutdown().await
+    };
+    let _ = timeout(LAST_WORDS, speak).await;
+}
+
+/// Gets the server connection that the session's run needs; `Err` ends the session.
+async fn acquire(session: &mut Session) -> Result<(), End> {
+    let started = Instant::now();
+    session.handle.set_queued(true);
+    let result = {
+        let seeking = seek(session);
+        let leaving = watch(&session.client, &session.handle);
+        tokio::select! {
+            biased;
+            found = seeking => found,
+            why = leaving => Err(why),
+        }
+    };
+    session.handle.set_queued(false);
+    session.chosen = None;
+    session.worker.counters.acquire.observe(started.elapsed());
+    match result {
+        Ok((node, view, conn)) => {
+            session.refresh(&view);
+            session.bind(conn, node, &view);
+            Ok(())
+        }
+        Err(Lost::Gone) => Err(End::Silent),
+        Err(Lost::Failed(Failure::Session(raw))) => Err(End::Words(raw)),
+        Err(Lost::Failed(Failure::Statement(error))) => {
+            if error.code == "53300" {
+                count(&session.worker.counters.acquire_timeouts);
+            }
+            session.fail(&error).await
+        }
+    }
+}
+
+/// Why a session gets no server connection.
+enum Lost {
+    Gone,
+    Failed(Failure),
+}
+
+async fn seek(session: &Session) -> Result<(usize, Arc<crate::pool::View>, Box<ServerConn>), Lost> {
+    let worker = Arc::clone(&session.worker);
+    let mut first = session.chosen;
+    let choose = |view: &crate::pool::View| match first.take() {
+        Some((revision, node)) if revision == view.snapshot.revision => node,
+        _ => session.choose(view, &mut worker.bench().tools).node,
+    };
+    let waiter = Arc::clone(&session.waiter);
+    Seeker::new(&session.worker, &session.identity, waiter).seek(choose).await.map_err(Lost::Failed)
+}
+
+/// Ends when the client leaves or cancels while it waits.
+async fn watch(client: &TcpStream, handle: &SessionHandle) -> Lost {
+    poll_fn(|cx| {
+        handle.set_waker(cx.waker());
+        if handle.take_cancelled() {
+            let error = PgError::error("57014", "canceling statement due to user request");
+            return Poll::Ready(Lost::Failed(Failure::Statement(Box::new(error))));
+        }
+        let mut byte = [0u8; 1];
+        match client.poll_peek(cx, &mut tokio::io::ReadBuf::new(&mut byte)) {
+            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Lost::Gone),
+            Poll::Ready(Ok(_)) | Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+impl Session {
+    /// The statement fails; the session lives.
+    async fn fail(&mut self, error: &PgError) -> Result<(), End> {
+        let mut out = Vec::new();
+        self.core.fail(error, &mut out);
+        self.look = true;
+        self.client.write_all(&out).await.map_err(|_| End::Silent)
+    }
+
+    /// A standby refused the run: remember the text, hand the connection to its clean-up, offer the run again.
+    fn refused(&mut self) {
+        let worker = Arc::clone(&self.worker);
+        for (tag, message) in messages(&self.sent) {
+            let text = match tag {
+                b'Q' => query_text(message),
+                b'P' => parse_text(message).map(|(_, text)| text),
+                _ => None,
+            };
+            if let Some(text) = text {
+                worker.bench().tools.verdicts.learn_write(text);
+            }
+        }
+        self.hand_over();
+        self.replay();
+    }
+
+    /// Offers the run again, from the front of the client's bytes.
+    fn replay(&mut self) {
+        self.core.replay();
+        self.to_server.clear();
+        self.to_client.inbox.splice(0..0, self.sent.drain(..));
+        self.started = None;
+        self.look = true;
+        count(&self.worker.counters.replays);
+    }
+
+    /// The server connection broke: replay, or tell the client what is known, or end.
+    fn server_lost(&mut self, message: Option<Vec<u8>>, replays: &mut u32) -> Result<(), End> {
+        self.handle.clear_server();
+        let Some(server) = self.server.take() else { return Err(End::Silent) };
+        let pool = Arc::clone(server.slot.pool());
+        drop(server);
+        let name = &pool.node.name;
+        if message.is_none() {
+            pool.suspect();
+        }
+        (self.worker.shared.evidence)(name, Evidence::ConnectionLost);
+        tracing::info!(node = %name, "lost a server connection in use");
+        if self.core.replayable() && *replays < MOST_REPLAYS {
+            *replays = replays.saturating_add(1);
+            self.replay();
+            return Ok(());
+        }
+        *replays = 0;
+        let wrote = self.core.take_wrote();
+        let error = match wrote {
+            true => PgError::error("40003", "connection to the server was lost; it is unknown whether the statement was executed"),
+            false => PgError::error("08006", "connection to the server was lost"),
+        };
+        let mut out = Vec::new();
+        if self.core.lost(&error, &mut out) {
+            self.to_server.clear();
+            self.started = None;
+            self.look = true;
+            self.to_client.push(&out);
+            return Ok(());
+        }
+        let shown = message.filter(|m| ErrorFields::parse(m.get(5..).unwrap_or_default()).code.is_some());
+        let fatal = PgError { severity: helios_pgwire::Severity::Fatal, ..error };
+        Err(End::Words(shown.unwrap_or_else(|| fatal.to_bytes())))
+    }
+
+    /// Gives the server connection up in whatever state it is: cleaned for the next session, or closed.
+    fn hand_over(&mut self) {
+        let pins = self.core.pins();
+        let half_sent = self.core.half_sent() || self.to_server.blocked();
+        let reset = self.core.mode() == helios_proto::model::PoolMode::Session || !pins.is_empty();
+        let (ledger, unread) = self.core.abandon();
+        let uncancelled = self.handle.clear_server();
+        let Some(mut conn) = self.server.take() else { return };
+        let left = Leftover { ledger, unread, buf: std::mem::take(&mut self.to_server.inbox) };
+        if half_sent || !uncancelled || pins.contains(Pins::LOAD) {
+            return conn.close();
+        }
+        conn.needs_reset |= reset;
+        let reset_query = self.worker.shared.pools.view().settings().pool.reset_query.clone();
+        self.worker.shared.cleanups.spawn(async move {
+            if let Some(conn) = clean(conn, left, &reset_query).await {
+                let pool = Arc::clone(conn.slot.pool());
+                pool.put_back(conn);
+            }
+        });
+    }
+
+    /// When the session's current state ends by a timeout, and how.
+    fn deadline(&self) -> Option<(Instant, Kind)> {
+        let after = |from: Instant, limit: Option<Duration>, kind| Some((from.checked_add(limit?)?, kind));
+        if let Some(started) = self.started {
+            return after(started, self.settings.query_timeout, Kind::Query);
+        }
+        if self.core.idle_in_transaction() {
+            return after(self.rested, self.settings.idle_in_transaction_timeout, Kind::InTransaction);
+        }
+        if self.core.at_rest() {
+            return after(self.rested, self.settings.client_idle_timeout, Kind::Idle);
+        }
+        None
+    }
+}
+
+fn leave(mut session: Session) {
+    session.hand_over();
+}
+
+/// Whole messages of a run.
+fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let header = Header::parse(bytes, max_len).ok()??;
+        let message = bytes.get(..header.size)?;
+        bytes = bytes.get(header.size..)?;
+        Some((header.tag, message))
+    })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Query,
+    InTransaction,
+    Idle,
+}
+
+enum Event {
+    Step(Step),
+    /// The statement has run too long: cancel it.
+    QueryTimeout,
+    /// The session has waited too long: it ends.
+    TimedOut(Box<PgError>),
+}
+
+/// The session's one timer. Armed lazily and left alone while deadlines only move back, so that a statement costs
+/// none.
+#[derive(Default)]
+struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+    known: bool,
+    /// The statement sent at this time was cancelled for its timeout.
+    cancelled: Option<Instant>,
+}
+
+impl Timer {
+    fn poll(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Poll<Event> {
+        if !self.known {
+            session.handle.set_waker(cx.waker());
+            self.known = true;
+        }
+        if let Poll::Ready(step) = session.poll(cx) {
+            self.known = !matches!(step, Step::Acquire);
+            return Poll::Ready(Event::Step(step));
+        }
+        while let Some((mut at, kind)) = session.deadline() {
+            if kind == Kind::Query && self.cancelled == session.started {
+                at = at.checked_add(CANCEL_GRACE).unwrap_or(at);
+            }
+            if at <= Instant::now() {
+                return Poll::Ready(self.expired(session, kind));
+            }
+            let wanted = tokio::time::Instant::from_std(at);
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(wanted)));
+            if sleep.deadline() > wanted || sleep.is_elapsed() {
+                sleep.as_mut().reset(wanted);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                break;
+            }
+        }
+        Poll::Pending
+    }
+
+    fn expired(&mut self, session: &Session, kind: Kind) -> Event {
+        let error = match kind {
+            Kind::Query if self.cancelled != session.started => {
+                self.cancelled = session.started;
+                return Event::QueryTimeout;
+            }
+            Kind::Query => PgError::fatal("57014", "terminating connection due to query timeout"),
+            Kind::InTransaction => {
+                PgError::fatal("25P03", "terminating connection due to idle-in-transaction timeout")
+            }
+            Kind::Idle => PgError::fatal("57P05", "terminating connection due to idle-session timeout"),
+        };
+        Event::TimedOut(Box::new(error))
+    }
+}

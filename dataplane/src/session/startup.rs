@@ -1,0 +1,138 @@
+//! Before the session: encryption requests, cancel requests, the StartupMessage. One login timeout covers all of it.
+//! Never buffers more than one packet; never lets a byte cross an encryption request.
+
+use super::login::Refusal;
+use helios_pgwire::PgError;
+use helios_pgwire::frame::{Header, MAX_AUTH};
+use helios_pgwire::startup::{self, FirstPacket, Settled, Startup, StartupError};
+use std::io;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use zeroize::Zeroize as _;
+
+/// Bytes read from an unauthenticated client at once.
+const CHUNK: usize = 2048;
+
+/// What a connection turned out to be.
+pub enum Greeted {
+    /// A session.
+    Session(Box<Startup>),
+    /// A cancel request.
+    Cancel {
+        /// Process id.
+        pid: u32,
+        /// Secret.
+        key: Vec<u8>,
+    },
+}
+
+/// A client that has not logged in.
+pub struct Lobby {
+    /// The socket.
+    pub io: TcpStream,
+    /// Bytes received and not consumed.
+    pub buf: Vec<u8>,
+}
+
+impl Lobby {
+    /// Reads until the client has said what it wants.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn greet(&mut self) -> Result<Greeted, Refusal> {
+        let mut settled = Settled::default();
+        loop {
+            let packet = self.packet().await?;
+            match startup::parse(&packet, settled).map_err(refuse)? {
+                FirstPacket::Ssl => {
+                    settled.ssl = true;
+                    self.io.write_all(b"N").await?;
+                }
+                FirstPacket::GssEnc => {
+                    settled.gss = true;
+                    self.io.write_all(b"N").await?;
+                    if !self.buf.is_empty() {
+                        return Err(stuffed());
+                    }
+                }
+                FirstPacket::Cancel { pid, key } => return Ok(Greeted::Cancel { pid, key }),
+                FirstPacket::Startup(startup) => return Ok(Greeted::Session(Box::new(startup))),
+            }
+        }
+    }
+
+    async fn packet(&mut self) -> Result<Vec<u8>, Refusal> {
+        loop {
+            if let Some(size) = startup::packet_size(&self.buf).map_err(refuse)?
+                && self.buf.len() >= size
+            {
+                return Ok(self.buf.drain(..size).collect());
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// The body of the client's next authentication message.
+    ///
+    /// # Errors
+    /// 08P01 for any other message; cut for a length that is not allowed.
+    pub async fn auth_message(&mut self, expected: &str) -> Result<Vec<u8>, Refusal> {
+        loop {
+            if let Some(&tag) = self.buf.first()
+                && tag != b'p'
+            {
+                let text = format!("expected {expected} response, got message type {tag}");
+                return Err(PgError::fatal("08P01", text).into());
+            }
+            let header = Header::parse(&self.buf, |_| Ok(MAX_AUTH)).map_err(|_| Refusal::Cut)?;
+            if let Some(Header { size, .. }) = header
+                && self.buf.len() >= size
+            {
+                let body = self.buf.get(5..size).unwrap_or_default().to_vec();
+                if let Some(used) = self.buf.get_mut(..size) {
+                    used.zeroize();
+                }
+                self.buf.drain(..size);
+                return Ok(body);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// Sends bytes.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.io.write_all(bytes).await
+    }
+
+    async fn fill(&mut self) -> Result<(), Refusal> {
+        let mut chunk = [0u8; CHUNK];
+        let n = self.io.read(&mut chunk).await?;
+        let got = chunk.get(..n).filter(|got| !got.is_empty()).ok_or(Refusal::Gone)?;
+        self.buf.extend_from_slice(got);
+        chunk.zeroize();
+        Ok(())
+    }
+}
+
+fn refuse(error: StartupError) -> Refusal {
+    match error {
+        StartupError::Cut => Refusal::Cut,
+        StartupError::Old(text) => Refusal::Raw([b"EFATAL:  ", text.as_bytes(), b"\n\0"].concat()),
+        StartupError::Fatal { error, negotiate } => {
+            let mut out = Vec::new();
+            if let Some((version, unknown)) = negotiate {
+                helios_pgwire::backend::negotiate_version(&mut out, version, &unknown);
+            }
+            error.encode(&mut out);
+            Refusal::Raw(out)
+        }
+    }
+}
+
+fn stuffed() -> Refusal {
+    let detail = "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.";
+    PgError::fatal("08P01", "received unencrypted data after GSSAPI encryption request").detail(detail).into()
+}
