@@ -31,18 +31,49 @@ impl<F: Fn(&[u8]) -> bool> KnownFunctions for F {
     }
 }
 
+/// The first bytes of every name as one number in the same order, so that a search compares numbers.
+static SAFE_KEYS: [u128; table::SAFE.len()] = keys(table::SAFE);
+static KEYWORD_KEYS: [u128; table::KEYWORDS.len()] = keys(table::KEYWORDS);
+
+/// Bytes of a name in its key.
+const KEY: usize = 16;
+
+#[allow(clippy::indexing_slicing)] // constant evaluation: out of range does not compile
+const fn keys<const N: usize>(names: &[&str]) -> [u128; N] {
+    let mut keys = [0; N];
+    let mut i = 0;
+    while i < N {
+        let name = names[i].as_bytes();
+        let mut key = [0; KEY];
+        let mut n = 0;
+        while n < KEY && n < name.len() {
+            key[n] = name[n];
+            n += 1;
+        }
+        keys[i] = u128::from_be_bytes(key);
+        i += 1;
+    }
+    keys
+}
+
 /// Whether the built-in list has this name, which is in lower case already.
 pub(super) fn is_builtin_safe(name: &[u8]) -> bool {
-    holds(table::SAFE, name)
+    holds(&SAFE_KEYS, table::SAFE, name)
 }
 
 /// Whether PostgreSQL has this keyword, which is in lower case already.
 pub(super) fn is_any_keyword(word: &[u8]) -> bool {
-    holds(table::KEYWORDS, word)
+    holds(&KEYWORD_KEYS, table::KEYWORDS, word)
 }
 
-fn holds(sorted: &[&str], name: &[u8]) -> bool {
-    sorted.binary_search_by(|probe| probe.as_bytes().cmp(name)).is_ok()
+fn holds(keys: &[u128], names: &[&str], name: &[u8]) -> bool {
+    let mut key = [0; KEY];
+    key.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
+    let key = u128::from_be_bytes(key);
+    let first = keys.partition_point(|k| *k < key);
+    let same = keys.get(first..).unwrap_or_default().iter().take_while(|k| **k == key);
+    let names = names.get(first..).unwrap_or_default();
+    same.zip(names).any(|(_, candidate)| candidate.as_bytes() == name)
 }
 
 #[cfg(test)]
@@ -55,6 +86,17 @@ mod tests {
             assert!(table.windows(2).all(|w| w[0] < w[1]));
             assert!(table.iter().all(|n| n.bytes().all(|b| !b.is_ascii_uppercase()) && n.len() < 64));
         }
+    }
+
+    #[test]
+    fn every_name_is_found_and_nothing_near_it() {
+        for name in table::SAFE {
+            assert!(is_builtin_safe(name.as_bytes()), "{name}");
+            let near = format!("{name}\0");
+            assert!(!is_builtin_safe(near.as_bytes()), "{name}");
+        }
+        assert!(table::KEYWORDS.iter().all(|w| is_any_keyword(w.as_bytes())));
+        assert!(!is_builtin_safe(b"") && !is_any_keyword(b"zzz") && !is_any_keyword(b"\xff"));
     }
 
     #[test]

@@ -125,13 +125,23 @@ impl<'a> Lexer<'a> {
 
     /// Steps over bytes of a class.
     fn skip(&mut self, class: u8) {
-        let rest = self.rest();
-        self.advance(rest.iter().position(|b| !is(*b, class)).unwrap_or(rest.len()));
+        while self.peek(0).is_some_and(|b| is(b, class)) {
+            self.at = self.at.saturating_add(1);
+        }
     }
 
+    #[inline]
     fn token(&mut self, first: u8) -> TokenKind {
-        if is(first, IDENT_START) {
+        let class = CLASS.get(usize::from(first)).copied().unwrap_or(0);
+        if class & IDENT_START != 0 {
             return self.word(first);
+        }
+        if class & PUNCT != 0 {
+            self.advance(1);
+            return TokenKind::Punct(first);
+        }
+        if class & DIGIT != 0 {
+            return self.number();
         }
         match first {
             b'\'' => self.string(!self.standard_strings),
@@ -144,12 +154,7 @@ impl<'a> Lexer<'a> {
                 self.advance(if double { 2 } else { 1 });
                 TokenKind::Op
             }
-            b if is(b, DIGIT) => self.number(),
-            b if is(b, PUNCT) => {
-                self.advance(1);
-                TokenKind::Punct(b)
-            }
-            b if is(b, OP) => self.operator(),
+            _ if class & OP != 0 => self.operator(),
             _ => {
                 self.advance(1);
                 TokenKind::Other
@@ -158,29 +163,30 @@ impl<'a> Lexer<'a> {
     }
 
     fn word(&mut self, first: u8) -> TokenKind {
-        let prefix = match (first | 0x20, self.peek(1), self.peek(2)) {
-            (b'e', Some(b'\''), _) => Some((1, Quoting { quote: b'\'', backslash: true, doubled: true })),
-            (b'b' | b'x', Some(b'\''), _) => {
-                Some((1, Quoting { quote: b'\'', backslash: false, doubled: false }))
-            }
-            (b'n', Some(b'\''), _) => {
-                Some((1, Quoting { quote: b'\'', backslash: !self.standard_strings, doubled: true }))
-            }
-            (b'u', Some(b'&'), Some(b'\'')) => {
-                Some((2, Quoting { quote: b'\'', backslash: false, doubled: true }))
-            }
-            (b'u', Some(b'&'), Some(b'"')) => {
-                self.advance(2);
-                return self.quoted_ident();
-            }
-            _ => None,
-        };
-        if let Some((skip, quoting)) = prefix {
-            self.advance(skip);
-            return self.continued(quoting);
+        if matches!(first | 0x20, b'b' | b'e' | b'n' | b'u' | b'x')
+            && let Some(kind) = self.prefixed(first | 0x20)
+        {
+            return kind;
         }
         self.skip(IDENT);
         TokenKind::Word
+    }
+
+    /// A literal or a name whose quotes follow a letter.
+    fn prefixed(&mut self, letter: u8) -> Option<TokenKind> {
+        let (skip, backslash, doubled) = match (letter, self.peek(1)?) {
+            (b'e', b'\'') => (1, true, true),
+            (b'b' | b'x', b'\'') => (1, false, false),
+            (b'n', b'\'') => (1, !self.standard_strings, true),
+            (b'u', b'&') if self.peek(2) == Some(b'\'') => (2, false, true),
+            (b'u', b'&') if self.peek(2) == Some(b'"') => {
+                self.advance(2);
+                return Some(self.quoted_ident());
+            }
+            _ => return None,
+        };
+        self.advance(skip);
+        Some(self.continued(Quoting { quote: b'\'', backslash, doubled }))
     }
 
     /// Digits and dots only: what follows is a word of its own to old servers, and refused by new ones.
@@ -340,6 +346,7 @@ impl<'a> Lexer<'a> {
 impl Iterator for Lexer<'_> {
     type Item = Token;
 
+    #[inline]
     fn next(&mut self) -> Option<Token> {
         let mut first = self.peek(0)?;
         if is(first, SPACE) {

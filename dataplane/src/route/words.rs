@@ -114,111 +114,144 @@ impl Lower {
 
 /// The keyword that an unquoted word is.
 pub(super) fn keyword(word: &[u8]) -> Kw {
-    let mut buffer = [0_u8; 18];
+    let lengths = word.first().and_then(|b| LENGTHS.get(usize::from(b & 31))).copied().unwrap_or(0);
+    let length_bit = u32::try_from(word.len()).ok().and_then(|n| 1_u32.checked_shl(n)).unwrap_or(0);
+    if lengths & length_bit == 0 {
+        return Kw::None;
+    }
+    let mut buffer = [0_u8; 32];
     let Some(lower) = buffer.get_mut(..word.len()) else { return Kw::None };
     lower.copy_from_slice(word);
     lower.make_ascii_lowercase();
-    verb_or_clause(lower)
+    exact(lower)
 }
 
-#[allow(clippy::too_many_lines)] // one flat match, a word an arm
-fn verb_or_clause(word: &[u8]) -> Kw {
-    match word {
-        b"abort" => Kw::Abort,
-        b"all" => Kw::All,
-        b"alter" => Kw::Alter,
-        b"analyze" | b"analyse" => Kw::Analyze,
-        b"and" => Kw::And,
-        b"as" => Kw::As,
-        b"atomic" => Kw::Atomic,
-        b"begin" => Kw::Begin,
-        b"by" => Kw::By,
-        b"case" => Kw::Case,
-        b"chain" => Kw::Chain,
-        b"commit" => Kw::Commit,
-        b"constraints" => Kw::Constraints,
-        b"copy" => Kw::Copy,
-        b"create" => Kw::Create,
-        b"declare" => Kw::Declare,
-        b"delete" => Kw::Delete,
-        b"discard" => Kw::Discard,
-        b"distinct" => Kw::Distinct,
-        b"drop" => Kw::Drop,
-        b"end" => Kw::End,
-        b"explain" => Kw::Explain,
-        b"filter" => Kw::Filter,
-        b"for" => Kw::For,
-        b"from" => Kw::From,
-        b"global" => Kw::Global,
-        b"group" => Kw::Group,
-        b"hold" => Kw::Hold,
-        b"insert" => Kw::Insert,
-        b"into" => Kw::Into,
-        b"key" => Kw::Key,
-        b"listen" => Kw::Listen,
-        b"load" => Kw::Load,
-        b"local" => Kw::Local,
-        b"materialized" => Kw::Materialized,
-        b"merge" => Kw::Merge,
-        b"no" => Kw::No,
-        b"on" => Kw::On,
-        b"only" => Kw::Only,
-        b"operator" => Kw::Operator,
-        b"order" => Kw::Order,
-        b"ordinality" => Kw::Ordinality,
-        b"over" => Kw::Over,
-        b"partition" => Kw::Partition,
-        b"prepare" => Kw::Prepare,
-        b"prepared" => Kw::Prepared,
-        b"read" => Kw::Read,
-        b"recursive" => Kw::Recursive,
-        b"replace" => Kw::Replace,
-        b"rollback" => Kw::Rollback,
-        b"function" | b"procedure" => Kw::Routine,
-        b"select" => Kw::Select,
-        b"serializable" => Kw::Serializable,
-        b"set" => Kw::Set,
-        b"share" => Kw::Share,
-        b"show" => Kw::Show,
-        b"start" => Kw::Start,
-        b"stdout" => Kw::Stdout,
-        b"table" => Kw::Table,
-        b"tablesample" => Kw::Tablesample,
-        b"temp" | b"temporary" => Kw::Temp,
-        b"to" => Kw::To,
-        b"transaction" => Kw::Transaction,
-        b"update" => Kw::Update,
-        b"values" => Kw::Values,
-        b"verbose" => Kw::Verbose,
-        b"with" => Kw::With,
-        b"within" => Kw::Within,
-        b"write" => Kw::Write,
-        b"reset" | b"unlisten" | b"deallocate" | b"fetch" | b"move" | b"close" | b"savepoint"
-        | b"release" => Kw::Steer,
-        _ => construct(word),
-    }
+macro_rules! keywords {
+    ($($kw:ident = $($word:literal)|+;)+) => {
+        fn exact(word: &[u8]) -> Kw {
+            match word {
+                $($($word)|+ => Kw::$kw,)+
+                _ => Kw::None,
+            }
+        }
+
+        /// By first letter: a bit for every length that a keyword has, so that most names are told at a glance.
+        static LENGTHS: [u32; 32] = lengths(&[$($($word),+),+]);
+    };
 }
 
-/// Reserved words and the keywords that PostgreSQL forbids as names of functions, and a few only it could misuse so.
-fn construct(word: &[u8]) -> Kw {
-    match word {
-        b"any" | b"array" | b"asc" | b"asymmetric" | b"between" | b"bigint" | b"bit" | b"boolean"
-        | b"both" | b"cast" | b"char" | b"character" | b"check" | b"coalesce" | b"columns" | b"cross"
-        | b"cube" | b"current_date" | b"current_time" | b"current_timestamp" | b"dec" | b"decimal"
-        | b"default" | b"desc" | b"else" | b"escape" | b"except" | b"exists" | b"extract" | b"float"
-        | b"foreign" | b"full" | b"greatest" | b"grouping" | b"having" | b"ilike" | b"in" | b"inner"
-        | b"int" | b"integer" | b"intersect" | b"interval" | b"is" | b"isnull" | b"join" | b"lateral"
-        | b"leading" | b"least" | b"limit" | b"localtime" | b"localtimestamp" | b"national" | b"natural"
-        | b"nchar" | b"normalize" | b"not" | b"notnull" | b"null" | b"nullif" | b"numeric" | b"offset"
-        | b"or" | b"outer" | b"overlaps" | b"overlay" | b"placing" | b"position" | b"precision"
-        | b"primary" | b"real" | b"references" | b"repeatable" | b"returning" | b"rollup" | b"row"
-        | b"setof" | b"sets" | b"similar" | b"smallint" | b"some" | b"substring" | b"symmetric" | b"then"
-        | b"time" | b"timestamp" | b"trailing" | b"treat" | b"trim" | b"union" | b"unique" | b"using"
-        | b"varchar" | b"variadic" | b"varying" | b"when" | b"where" | b"window" | b"xmlattributes"
-        | b"xmlconcat" | b"xmlelement" | b"xmlexists" | b"xmlforest" | b"xmlnamespaces" | b"xmlparse"
-        | b"xmlpi" | b"xmlroot" | b"xmlserialize" | b"xmltable" | b"zone" => Kw::Construct,
-        _ => Kw::None,
+#[allow(clippy::indexing_slicing)] // constant evaluation: out of range does not compile
+const fn lengths(words: &[&[u8]]) -> [u32; 32] {
+    let mut table = [0; 32];
+    let mut i = 0;
+    while i < words.len() {
+        let mut length_bit = 1;
+        let mut n = 0;
+        while n < words[i].len() {
+            length_bit <<= 1;
+            n += 1;
+        }
+        let mut slot = 0;
+        let mut letter = words[i][0] & 31;
+        while letter > 0 {
+            slot += 1;
+            letter -= 1;
+        }
+        table[slot] |= length_bit;
+        i += 1;
     }
+    table
+}
+
+// `Steer` and `Construct` stand for several words each. `Construct` holds the reserved words and the keywords that PostgreSQL
+// forbids as names of functions, and a few that only it could misuse so.
+keywords! {
+        Abort = b"abort";
+        All = b"all";
+        Alter = b"alter";
+        Analyze = b"analyze" | b"analyse";
+        And = b"and";
+        As = b"as";
+        Atomic = b"atomic";
+        Begin = b"begin";
+        By = b"by";
+        Case = b"case";
+        Chain = b"chain";
+        Commit = b"commit";
+        Constraints = b"constraints";
+        Copy = b"copy";
+        Create = b"create";
+        Declare = b"declare";
+        Delete = b"delete";
+        Discard = b"discard";
+        Distinct = b"distinct";
+        Drop = b"drop";
+        End = b"end";
+        Explain = b"explain";
+        Filter = b"filter";
+        For = b"for";
+        From = b"from";
+        Global = b"global";
+        Group = b"group";
+        Hold = b"hold";
+        Insert = b"insert";
+        Into = b"into";
+        Key = b"key";
+        Listen = b"listen";
+        Load = b"load";
+        Local = b"local";
+        Materialized = b"materialized";
+        Merge = b"merge";
+        No = b"no";
+        On = b"on";
+        Only = b"only";
+        Operator = b"operator";
+        Order = b"order";
+        Ordinality = b"ordinality";
+        Over = b"over";
+        Partition = b"partition";
+        Prepare = b"prepare";
+        Prepared = b"prepared";
+        Read = b"read";
+        Recursive = b"recursive";
+        Replace = b"replace";
+        Rollback = b"rollback";
+        Routine = b"function" | b"procedure";
+        Select = b"select";
+        Serializable = b"serializable";
+        Set = b"set";
+        Share = b"share";
+        Show = b"show";
+        Start = b"start";
+        Stdout = b"stdout";
+        Table = b"table";
+        Tablesample = b"tablesample";
+        Temp = b"temp" | b"temporary";
+        To = b"to";
+        Transaction = b"transaction";
+        Update = b"update";
+        Values = b"values";
+        Verbose = b"verbose";
+        With = b"with";
+        Within = b"within";
+        Write = b"write";
+        Steer = b"reset" | b"unlisten" | b"deallocate" | b"fetch" | b"move" | b"close" | b"savepoint" |
+        b"release";
+        Construct = b"any" | b"array" | b"asc" | b"asymmetric" | b"between" | b"bigint" | b"bit" |
+        b"boolean" | b"both" | b"cast" | b"char" | b"character" | b"check" | b"coalesce" | b"columns" |
+        b"cross" | b"cube" | b"current_date" | b"current_time" | b"current_timestamp" | b"dec" | b"decimal"
+        | b"default" | b"desc" | b"else" | b"escape" | b"except" | b"exists" | b"extract" | b"float" |
+        b"foreign" | b"full" | b"greatest" | b"grouping" | b"having" | b"ilike" | b"in" | b"inner" | b"int"
+        | b"integer" | b"intersect" | b"interval" | b"is" | b"isnull" | b"join" | b"lateral" | b"leading" |
+        b"least" | b"limit" | b"localtime" | b"localtimestamp" | b"national" | b"natural" | b"nchar" |
+        b"normalize" | b"not" | b"notnull" | b"null" | b"nullif" | b"numeric" | b"offset" | b"or" | b"outer"
+        | b"overlaps" | b"overlay" | b"placing" | b"position" | b"precision" | b"primary" | b"real" |
+        b"references" | b"repeatable" | b"returning" | b"rollup" | b"row" | b"setof" | b"sets" | b"similar"
+        | b"smallint" | b"some" | b"substring" | b"symmetric" | b"then" | b"time" | b"timestamp" |
+        b"trailing" | b"treat" | b"trim" | b"union" | b"unique" | b"using" | b"varchar" | b"variadic" |
+        b"varying" | b"when" | b"where" | b"window" | b"xmlattributes" | b"xmlconcat" | b"xmlelement" |
+        b"xmlexists" | b"xmlforest" | b"xmlnamespaces" | b"xmlparse" | b"xmlpi" | b"xmlroot" |
+        b"xmlserialize" | b"xmltable" | b"zone";
 }
 
 /// Relations and settings that tell about the very node or session, so that another node's answer would mislead.
@@ -284,5 +317,29 @@ impl Kw {
     /// Whether the word is a verb that changes rows.
     pub(super) const fn changes_rows(self) -> bool {
         matches!(self, Self::Insert | Self::Update | Self::Delete | Self::Merge)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keywords_are_found_in_any_case() {
+        for (word, kw) in [
+            ("select", Kw::Select),
+            ("SELECT", Kw::Select),
+            ("Temporary", Kw::Temp),
+            ("CURRENT_TIMESTAMP", Kw::Construct),
+            ("by", Kw::By),
+            ("selec", Kw::None),
+            ("selecta", Kw::None),
+            ("\u{e9}", Kw::None),
+            ("", Kw::None),
+            ("\u{1}s", Kw::None),
+        ] {
+            assert_eq!(keyword(word.as_bytes()), kw, "{word}");
+        }
+        assert_eq!(keyword(&[b's'; 1000]), Kw::None);
     }
 }
