@@ -14,6 +14,9 @@ use tokio_util::task::TaskTracker;
 /// Bytes read from a socket at once.
 pub const CHUNK: usize = 64 * 1024;
 
+/// Where evidence goes.
+pub type TellEvidence = Box<dyn Fn(&NodeName, Evidence) + Send + Sync>;
+
 /// What all workers share.
 pub struct Shared {
     /// Pools and the view in force.
@@ -25,7 +28,7 @@ pub struct Shared {
     /// Who may log in.
     pub auth: Auth,
     /// Tells the control plane what was seen of a node; never waits.
-    pub evidence: Box<dyn Fn(&NodeName, Evidence) + Send + Sync>,
+    pub evidence: TellEvidence,
     /// Client counts by user, database and address.
     pub clients: Arc<crate::limits::Clients>,
     /// Tasks that outlive their session: clean-ups.

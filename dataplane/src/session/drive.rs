@@ -119,12 +119,12 @@ impl Session {
         };
         let fresh = bench.scratch.get(..n).unwrap_or_default();
         if self.to_server.inbox.is_empty() {
-            let consumed = self.from_server(cx, fresh)?;
+            let consumed = self.take_from_server(cx, fresh)?;
             self.to_server.inbox.extend_from_slice(fresh.get(consumed..).unwrap_or_default());
         } else {
             let mut whole = std::mem::take(&mut self.to_server.inbox);
             whole.extend_from_slice(fresh);
-            let consumed = self.from_server(cx, &whole);
+            let consumed = self.take_from_server(cx, &whole);
             self.to_server.inbox = whole;
             self.to_server.consume(consumed?);
         }
@@ -133,7 +133,7 @@ impl Session {
     }
 
     /// Bytes of the server: how many were consumed.
-    fn from_server(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, Step> {
+    fn take_from_server(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, Step> {
         let step = self.core.server(bytes, &self.greeting.baseline);
         let forward = bytes.get(..step.forward).unwrap_or_default();
         if !forward.is_empty() && self.to_client.send(&mut self.client, cx, forward).is_err() {
@@ -244,7 +244,7 @@ impl Session {
             self.to_client.inbox.extend_from_slice(fresh);
             return self.look_again(cx, tools);
         }
-        match self.from_client(cx, fresh, tools) {
+        match self.take_from_client(cx, fresh, tools) {
             Ok(consumed) => {
                 self.to_client.inbox.extend_from_slice(fresh.get(consumed..).unwrap_or_default());
                 Ok(true)
@@ -265,7 +265,7 @@ impl Session {
     fn look_again(&mut self, cx: &mut Context<'_>, tools: &mut Tools) -> Progress {
         self.look = false;
         let whole = std::mem::take(&mut self.to_client.inbox);
-        let result = self.from_client(cx, &whole, tools);
+        let result = self.take_from_client(cx, &whole, tools);
         self.to_client.inbox = whole;
         match result {
             Ok(consumed) => {
@@ -280,7 +280,7 @@ impl Session {
     }
 
     /// Bytes of the client: how many were consumed.
-    fn from_client(
+    fn take_from_client(
         &mut self,
         cx: &mut Context<'_>,
         bytes: &[u8],

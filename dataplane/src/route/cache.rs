@@ -1,0 +1,195 @@
+//! Verdicts by text, so that a statement seen before costs one hash and one comparison.
+//! Owner: one worker. Never grows past its slots, never trusts a hash alone, and allocates nothing on a hit.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+use super::classify::classify;
+use super::functions::KnownFunctions;
+use super::verdict::{Class, Verdict};
+
+/// Slots of the cache; a power of two.
+const SLOTS: usize = 1024;
+/// A longer text is judged each time: it is rare, and keeping it would cost more memory than time.
+const LONGEST: usize = 2048;
+/// Texts remembered as writes because a standby refused them.
+const LEARNED: usize = 256;
+
+/// A direct-mapped cache of verdicts. Per worker, at most 2 KiB of text a slot.
+pub struct VerdictCache {
+    hasher: foldhash::fast::RandomState,
+    slots: Vec<Slot>,
+    /// The verdict of a text that is not cached.
+    uncached: Verdict,
+    learned: Learned,
+}
+
+struct Slot {
+    hash: u64,
+    standard_strings: bool,
+    /// Empty in an unused slot; no text that is cached is empty.
+    text: Vec<u8>,
+    verdict: Verdict,
+}
+
+/// Hashes of texts that a standby refused, oldest first. Under a key of its own, and 64 bits wide: the worst that a
+/// collision does is to send one read to the primary.
+struct Learned {
+    hasher: RandomState,
+    hashes: VecDeque<u64>,
+}
+
+// === impl VerdictCache ===
+
+impl VerdictCache {
+    /// An empty cache.
+    #[must_use]
+    pub fn new() -> Self {
+        let empty =
+            || Slot { hash: 0, standard_strings: true, text: Vec::new(), verdict: Verdict::in_doubt() };
+        Self {
+            hasher: foldhash::fast::RandomState::default(),
+            slots: std::iter::repeat_with(empty).take(SLOTS).collect(),
+            uncached: Verdict::in_doubt(),
+            learned: Learned { hasher: RandomState::new(), hashes: VecDeque::new() },
+        }
+    }
+
+    /// The verdict of `sql`, judged now if it is not at hand.
+    pub fn get_or_classify(
+        &mut self,
+        sql: &[u8],
+        standard_strings: bool,
+        known: &dyn KnownFunctions,
+    ) -> &Verdict {
+        if sql.is_empty() || sql.len() > LONGEST {
+            self.uncached = self.learned.judge(sql, standard_strings, known);
+            return &self.uncached;
+        }
+        let hash = self.hasher.hash_one(sql);
+        let Some(slot) = self.slots.get_mut(place(hash)) else { return &self.uncached };
+        let hit = slot.hash == hash && slot.standard_strings == standard_strings && slot.text == sql;
+        if !hit {
+            slot.verdict = self.learned.judge(sql, standard_strings, known);
+            slot.hash = hash;
+            slot.standard_strings = standard_strings;
+            slot.text.clear();
+            slot.text.extend_from_slice(sql);
+        }
+        &slot.verdict
+    }
+
+    /// From now on exactly this text is a write: a standby answered 25006 to it.
+    pub fn learn_write(&mut self, sql: &[u8]) {
+        self.learned.add(sql);
+        let hash = self.hasher.hash_one(sql);
+        if let Some(slot) = self.slots.get_mut(place(hash))
+            && slot.text == sql
+        {
+            as_write(&mut slot.verdict);
+        }
+    }
+
+    /// Forgets every verdict, but not what was learned: to be called when the known functions have changed.
+    pub fn clear(&mut self) {
+        for slot in &mut self.slots {
+            slot.text.clear();
+        }
+    }
+}
+
+impl Default for VerdictCache {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// === impl Learned ===
+
+impl Learned {
+    fn judge(&self, sql: &[u8], standard_strings: bool, known: &dyn KnownFunctions) -> Verdict {
+        let mut verdict = classify(sql, standard_strings, known);
+        if !self.hashes.is_empty() && self.hashes.contains(&self.hasher.hash_one(sql)) {
+            as_write(&mut verdict);
+        }
+        verdict
+    }
+
+    fn add(&mut self, sql: &[u8]) {
+        let hash = self.hasher.hash_one(sql);
+        self.hashes.retain(|h| *h != hash);
+        if self.hashes.len() >= LEARNED {
+            self.hashes.pop_front();
+        }
+        self.hashes.push_back(hash);
+    }
+}
+
+fn as_write(verdict: &mut Verdict) {
+    verdict.class = Class::Write;
+    verdict.may_write = true;
+}
+
+fn place(hash: u64) -> usize {
+    usize::try_from(hash).unwrap_or_default() & SLOTS.saturating_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::functions::NoFunctions;
+
+    fn class(cache: &mut VerdictCache, sql: &str) -> Class {
+        cache.get_or_classify(sql.as_bytes(), true, &NoFunctions).class
+    }
+
+    #[test]
+    fn the_same_text_means_something_else_under_other_string_rules() {
+        let mut cache = VerdictCache::new();
+        let sql = br"select '\'; insert into t values (1); --'";
+        for _ in 0..2 {
+            assert_eq!(cache.get_or_classify(sql, true, &NoFunctions).class, Class::Write);
+            assert_eq!(cache.get_or_classify(sql, false, &NoFunctions).class, Class::Read);
+        }
+    }
+
+    #[test]
+    fn a_text_that_a_standby_refused_stays_a_write_after_eviction() {
+        let mut cache = VerdictCache::new();
+        assert_eq!(class(&mut cache, "select * from v"), Class::Read);
+        cache.learn_write(b"select * from v");
+        assert_eq!(class(&mut cache, "select * from v"), Class::Write);
+        assert_eq!(class(&mut cache, "select * from v "), Class::Read);
+        for i in 0..20_000 {
+            assert_eq!(class(&mut cache, &format!("select {i}")), Class::Read);
+        }
+        cache.clear();
+        assert_eq!(class(&mut cache, "select * from v"), Class::Write);
+        for i in 0..LEARNED {
+            cache.learn_write(format!("select {i}").as_bytes());
+        }
+        cache.clear();
+        assert_eq!(class(&mut cache, "select * from v"), Class::Read, "the oldest is forgotten");
+    }
+
+    #[test]
+    fn what_became_known_counts_after_clear() {
+        let mut cache = VerdictCache::new();
+        assert_eq!(class(&mut cache, "select f()"), Class::VolatileFunction);
+        cache.clear();
+        let known = |name: &[u8]| name == b"f";
+        assert_eq!(cache.get_or_classify(b"select f()", true, &known).class, Class::Read);
+    }
+
+    #[test]
+    fn empty_and_long_texts_are_judged_each_time() {
+        let mut cache = VerdictCache::new();
+        assert_eq!(class(&mut cache, ""), Class::Empty);
+        let long = format!("select '{}'", "x".repeat(LONGEST));
+        assert_eq!(class(&mut cache, &long), Class::Read);
+        cache.learn_write(long.as_bytes());
+        assert_eq!(class(&mut cache, &long), Class::Write);
+        assert!(cache.slots.iter().all(|s| s.text.is_empty()));
+    }
+}
