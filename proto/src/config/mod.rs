@@ -21,6 +21,7 @@ use reader::{Env, Reader};
 pub mod keys;
 mod nearest;
 mod nodes;
+mod phrases;
 mod problem;
 mod reader;
 mod sections;
@@ -138,13 +139,8 @@ fn read(text: &str, file_name: &str, env: Env<'_>) -> Result<(Config, bool), Rep
     let root = root.get_ref();
     let top = sections::top(&mut reader, root);
     let mut drafts = Vec::new();
-    let mut misshapen = false;
-    match root.iter().find(|(key, _)| key.get_ref() == Section::Nodes.name()) {
-        Some((_, value)) if !value.get_ref().is_array() => misshapen = true,
-        _ => {}
-    }
-    reader.each(root, Section::Nodes, |mut part| drafts.push(nodes::read(&mut part)));
-    let nodes = if misshapen { Vec::new() } else { nodes::check(&mut reader, drafts) };
+    let shaped = reader.each(root, Section::Nodes, |mut part| drafts.push(nodes::read(&mut part)));
+    let nodes = if shaped { nodes::check(&mut reader, drafts) } else { Vec::new() };
     assemble(reader, root, top, nodes)
 }
 
