@@ -1,0 +1,258 @@
+//! Every key of the configuration file: section, kind, unit, range, default and meaning, in one table.
+//! The reader takes ranges and defaults from here, the example file is tested against it. Only data.
+
+/// A part of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Section {
+    /// Above the first header.
+    Top,
+    /// `[pool_mode]`
+    PoolMode,
+    /// `[load_balancer]`
+    LoadBalancer,
+    /// `[health]`
+    Health,
+    /// `[limits]`
+    Limits,
+    /// `[auth]`
+    Auth,
+    /// `[[users]]`
+    Users,
+    /// `[[databases]]`
+    Databases,
+    /// `[[nodes]]`
+    Nodes,
+}
+
+/// What a value may be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// Any text that is not empty.
+    Text,
+    /// Like `Text`, never shown.
+    Secret,
+    /// `host:port`
+    Address,
+    /// `true` or `false`.
+    Flag,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A whole number: unit, least, most.
+    Whole(&'static str, u64, u64),
+    /// A number of seconds, fractions allowed: least (in milliseconds); the most is a year.
+    Seconds(u64),
+}
+
+/// What holds when a key is absent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fallback {
+    /// It must be given.
+    Required,
+    /// Nothing; the meaning says what that does.
+    Absent,
+    /// This text or word.
+    Text(&'static str),
+    /// This number (of seconds, for durations).
+    Number(u64),
+    /// This flag.
+    Flag(bool),
+}
+
+/// One key of the file.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Where it stands.
+    pub section: Section,
+    /// Its name.
+    pub name: &'static str,
+    /// What its value may be.
+    pub kind: Kind,
+    /// What holds when it is absent.
+    pub default: Fallback,
+    /// What it does, in one line.
+    pub meaning: &'static str,
+}
+
+use Fallback::{Absent, Number, Required};
+use Kind::{Address, Flag, Seconds, Secret, Text, Whole, Word};
+
+macro_rules! keys {
+    ($($section:ident { $($name:ident: $kind:expr, $default:expr, $meaning:literal;)+ })+) => {
+        /// Every key, in the order of the example file.
+        pub const KEYS: &[Key] = &[$($(Key {
+            section: Section::$section,
+            name: stringify!($name),
+            kind: $kind,
+            default: $default,
+            meaning: $meaning,
+        }),+),+];
+    };
+}
+
+const ANY: u64 = 1_000_000;
+const POOL_MODES: Kind = Word(&["session", "transaction", "statement"]);
+const STRATEGIES: Kind =
+    Word(&["round_robin", "weighted_round_robin", "least_connections", "latency_based", "random"]);
+
+keys! {
+    Top {
+        listen_address: Address, Fallback::Text("127.0.0.1:5433"), "Where clients connect.";
+        admin_address: Address, Fallback::Text("127.0.0.1:9090"), "Where /health, /metrics, /pool/stats and /nodes are served.";
+        workers: Whole("threads", 0, 1024), Number(0), "Worker threads; 0: one per core.";
+        write_timeout_secs: Seconds(0), Number(30), "Longest wait of a statement for a primary when there is none.";
+        shutdown_drain_timeout_secs: Seconds(0), Number(60), "Longest wait for open transactions at shutdown.";
+    }
+    PoolMode {
+        mode: POOL_MODES, Fallback::Text("transaction"), "When a session gives its server connection back.";
+        max_pool_size: Whole("connections", 1, 10_000), Number(100), "Most server connections to one node, busy and idle together.";
+        min_idle: Whole("connections", 0, 10_000), Number(0), "Idle server connections kept per node, database and user in use.";
+        idle_timeout_secs: Seconds(0), Number(600), "An idle server connection is closed after this long; 0: never.";
+        max_lifetime_secs: Seconds(0), Number(3600), "A server connection is closed past this age; 0: never.";
+        acquire_timeout_secs: Seconds(1), Number(5), "Longest wait for a server connection.";
+        reset_query: Text, Fallback::Text("DISCARD ALL"), "Run before another session gets a changed server connection.";
+    }
+    LoadBalancer {
+        read_write_split: Flag, Fallback::Flag(false), "Send plain reads to standbys and replicas.";
+        read_strategy: STRATEGIES, Fallback::Text("round_robin"), "How a read picks a node.";
+        read_your_writes: Word(&["off", "time"]), Fallback::Text("off"), "Whether a session's reads stay on the primary after it wrote.";
+        read_your_writes_ms: Whole("milliseconds", 1, 3_600_000), Number(1000), "How long they stay; only with read_your_writes = \"time\".";
+        slow_start_secs: Seconds(0), Number(30), "A node that came back gets its share of reads gradually over this long; 0: at once.";
+        max_lag_bytes: Whole("bytes", 0, u64::MAX), Number(0), "A replica further behind takes no reads; 0: no limit. Needs [health] user.";
+        max_lag_ms: Whole("milliseconds", 0, 86_400_000), Number(0), "A replica further behind takes no reads; 0: no limit. Needs [health] user.";
+    }
+    Health {
+        check_interval_secs: Seconds(100), Number(5), "Pause between two probes of a node.";
+        check_timeout_secs: Seconds(10), Number(3), "Longest wait for a probe's answer.";
+        failure_threshold: Whole("probes", 1, 1000), Number(3), "Failed probes in a row that make a node down.";
+        success_threshold: Whole("probes", 1, 1000), Number(2), "Good probes in a row that make a node up again.";
+        user: Text, Absent, "Role of the probe; without it a probe only checks that the server answers.";
+        password: Secret, Absent, "Password of that role.";
+        database: Text, Fallback::Text("postgres"), "Database of the probe; only with user.";
+    }
+    Limits {
+        max_client_connections: Whole("connections", 0, ANY), Number(0), "Client connections in all; 0: no limit.";
+        max_client_connections_per_user: Whole("connections", 0, ANY), Number(0), "Client connections of one user; 0: no limit.";
+        max_client_connections_per_database: Whole("connections", 0, ANY), Number(0), "Client connections to one database; 0: no limit.";
+        max_client_connections_per_address: Whole("connections", 0, ANY), Number(0), "Client connections from one IP address; 0: no limit.";
+        query_timeout_secs: Seconds(0), Number(0), "Longest run of a statement; 0: no limit.";
+        idle_in_transaction_timeout_secs: Seconds(0), Number(0), "Longest pause inside a transaction; 0: no limit.";
+        client_idle_timeout_secs: Seconds(0), Number(0), "Longest pause outside a transaction; 0: no limit.";
+        login_timeout_secs: Seconds(1), Number(15), "Longest login.";
+    }
+    Auth {
+        mode: Word(&["auto"]), Fallback::Text("auto"), "How clients prove who they are.";
+        allow_backend_trust: Flag, Fallback::Flag(false), "Let remote clients use a role for which PostgreSQL asks no credential.";
+        proof_ttl_secs: Seconds(0), Number(60), "A login proved longer ago is checked on the backend again; 0: every login.";
+    }
+    Users {
+        name: Text, Required, "Role name.";
+        password: Secret, Absent, "Its password in clear text; not with scram_verifier.";
+        scram_verifier: Secret, Absent, "Its verifier as in pg_authid; not with password.";
+        mode: POOL_MODES, Absent, "Instead of [pool_mode] mode.";
+        pool_size: Whole("connections", 1, 10_000), Absent, "Most server connections of this user to one node.";
+        query_timeout_secs: Seconds(0), Absent, "Instead of [limits]; 0: no limit.";
+        idle_in_transaction_timeout_secs: Seconds(0), Absent, "Instead of [limits]; 0: no limit.";
+    }
+    Databases {
+        name: Text, Required, "Database name.";
+        mode: POOL_MODES, Absent, "Instead of [pool_mode] mode.";
+        pool_size: Whole("connections", 1, 10_000), Absent, "Most server connections to one node for this database.";
+        query_timeout_secs: Seconds(0), Absent, "Instead of [limits]; 0: no limit.";
+        idle_in_transaction_timeout_secs: Seconds(0), Absent, "Instead of [limits]; 0: no limit.";
+    }
+    Nodes {
+        name: Text, Absent, "Unique name for metrics and logs; else derived from the role.";
+        host: Text, Required, "Host name, IP address, or directory of a unix socket.";
+        port: Whole("a TCP port", 1, 65_535), Number(5432), "TCP port.";
+        role: Word(&["primary", "standby", "replica"]), Required, "primary, standby (may be promoted) or replica (never promoted).";
+        weight: Whole("shares", 0, 10_000), Number(100), "Share of reads; 0: none while other nodes can.";
+    }
+}
+
+/// Sections that later versions will have.
+pub(super) const LATER_SECTIONS: &[&str] =
+    &["tls", "cache", "control_plane", "topology", "hba", "management", "store", "switchover", "mirror"];
+
+/// Keys that later versions will have.
+pub(super) const LATER_KEYS: &[(Section, &str)] = &[
+    (Section::Auth, "auth_query"),
+    (Section::Auth, "auth_user"),
+    (Section::Auth, "auth_password"),
+    (Section::Auth, "auth_database"),
+    (Section::Health, "tls"),
+    (Section::Nodes, "tls"),
+];
+
+/// Words that later versions will know.
+pub(super) const LATER_WORDS: &[(Section, &str, &str)] =
+    &[(Section::LoadBalancer, "read_your_writes", "lsn")];
+
+impl Section {
+    /// Every section but the top.
+    pub const NAMED: &'static [Self] = &[
+        Self::PoolMode,
+        Self::LoadBalancer,
+        Self::Health,
+        Self::Limits,
+        Self::Auth,
+        Self::Users,
+        Self::Databases,
+        Self::Nodes,
+    ];
+
+    /// The name in the header; empty for the top.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Top => "",
+            Self::PoolMode => "pool_mode",
+            Self::LoadBalancer => "load_balancer",
+            Self::Health => "health",
+            Self::Limits => "limits",
+            Self::Auth => "auth",
+            Self::Users => "users",
+            Self::Databases => "databases",
+            Self::Nodes => "nodes",
+        }
+    }
+
+    /// Whether the section may stand in the file more than once, as `[[name]]`.
+    #[must_use]
+    pub const fn repeats(self) -> bool {
+        matches!(self, Self::Users | Self::Databases | Self::Nodes)
+    }
+
+    /// The header as it stands in a file; "the top level" for the top.
+    #[must_use]
+    pub fn header(self) -> String {
+        match self {
+            Self::Top => "the top level".to_owned(),
+            section if section.repeats() => format!("[[{}]]", section.name()),
+            section => format!("[{}]", section.name()),
+        }
+    }
+
+    /// The section's keys.
+    pub fn keys(self) -> impl Iterator<Item = &'static Key> {
+        KEYS.iter().filter(move |key| key.section == self)
+    }
+
+    /// The section's key of this name.
+    #[must_use]
+    pub fn key(self, name: &str) -> Option<&'static Key> {
+        self.keys().find(|key| key.name == name)
+    }
+}
+
+impl Key {
+    /// The default as it would stand in a file; `None` if there is none.
+    #[must_use]
+    pub fn default_text(&self) -> Option<String> {
+        match self.default {
+            Required | Absent => None,
+            Fallback::Text(text) => Some(format!("{text:?}")),
+            Number(number) => Some(number.to_string()),
+            Fallback::Flag(flag) => Some(flag.to_string()),
+        }
+    }
+}

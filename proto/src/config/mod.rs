@@ -1,0 +1,195 @@
+//! The configuration file: TOML text to a checked [`Config`], or every problem of it in one [`Report`].
+//! Owns no state; reads one file and resolves two listen addresses, nothing else. Never prints a secret.
+//!
+//! A walk: [`load`] reads the file -> [`parse`] -> `reader` (typed values, unknown keys, `${VAR}`) -> `sections`,
+//! `users`, `nodes` (what must fit together) -> [`Config`]. What a key may be and its default stand in [`keys`].
+
+use std::fs::File;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use crate::model::{Database, Role, Settings, Spec, User};
+use keys::Section;
+use reader::{Env, Reader};
+
+pub mod keys;
+mod nearest;
+mod nodes;
+mod phrases;
+mod problem;
+mod reader;
+mod sections;
+mod substitute;
+#[cfg(test)]
+mod tests;
+mod users;
+
+pub use problem::{Problem, Report};
+
+/// A larger file is not a configuration.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where clients connect; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Where the HTTP shim listens; port 0 lets the system choose.
+    pub admin: SocketAddr,
+    /// Worker threads; `None`: one per core.
+    pub workers: Option<usize>,
+    /// Longest wait for open transactions at shutdown; zero: none.
+    pub drain_timeout: Duration,
+    /// Settings, health checks and nodes.
+    pub spec: Spec,
+    /// What an operator should know though it is no error.
+    pub warnings: Vec<String>,
+}
+
+/// Reads and checks a file. `env` gives the value of a variable, if it is set.
+///
+/// # Errors
+/// Every problem of the file, or why it cannot be read.
+pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Report> {
+    let name = path.display().to_string();
+    let unreadable = |error| Report::of_file(&name, format!("cannot read: {error}"));
+    let file = File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.mode() & 0o777;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
+        return Err(Report::of_file(&name, format!("larger than {MAX_FILE_BYTES} bytes")));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|error| Report::of_file(&name, format!("not UTF-8 text: {}", error.utf8_error())))?;
+    let (mut config, literal_secret) = read(&text, &name, env)?;
+    if literal_secret && mode & 0o077 != 0 {
+        config.warnings.push(format!(
+            "{name} holds a password or verifier and others may read it (mode {mode:04o}); run chmod 600 on it"
+        ));
+    }
+    Ok(config)
+}
+
+/// Checks the text of a file. `file_name` appears in problems; `env` gives the value of a variable, if it is set.
+///
+/// # Errors
+/// Every problem of the text.
+pub fn parse(text: &str, file_name: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Config, Report> {
+    read(text, file_name, env).map(|(config, _)| config)
+}
+
+/// The configuration of a command line without a file: defaults, and nodes as `host`, `host:port`, `[ipv6]:port`
+/// or the directory of a unix socket; `None` addresses take their defaults.
+///
+/// # Errors
+/// Every address that is wrong, two equal nodes, or no node at all.
+pub fn from_args(
+    listen: Option<&str>,
+    admin: Option<&str>,
+    primary: Option<&str>,
+    standbys: &[String],
+) -> Result<Config, Report> {
+    let mut reader = Reader::new("command line", "", &|_| None);
+    let root = DeTable::new();
+    let mut top = sections::top(&mut reader, &root);
+    for (name, text, address) in [("listen", listen, &mut top.listen), ("admin", admin, &mut top.admin)] {
+        match text.map(sections::resolve) {
+            None => {}
+            Some(Ok(given)) => *address = Some(given),
+            Some(Err(why)) => {
+                reader.problem(None, format!("{name} address {:?} {why}", text.unwrap_or_default()))
+            }
+        }
+    }
+    let given = primary.map(|text| (text, Role::Primary));
+    let given = given.into_iter().chain(standbys.iter().map(|text| (text.as_str(), Role::Standby)));
+    let mut drafts = Vec::new();
+    let mut wrong = false;
+    for (text, role) in given {
+        match nodes::from_arg(text, role) {
+            Some(draft) => drafts.push(draft),
+            None => {
+                wrong = true;
+                reader.problem(None, format!("{role} {text:?} is not an address such as \"127.0.0.1:5432\""));
+            }
+        }
+    }
+    let nodes = if drafts.is_empty() && wrong { Vec::new() } else { nodes::check(&mut reader, drafts) };
+    assemble(reader, &root, top, nodes).map(|(config, _)| config)
+}
+
+/// The configuration, and whether the file itself holds a secret.
+fn read(text: &str, file_name: &str, env: Env<'_>) -> Result<(Config, bool), Report> {
+    let mut reader = Reader::new(file_name, text, env);
+    let root = match DeTable::parse(text) {
+        Ok(root) => root,
+        Err(error) => {
+            let line = error.span().map(|span| reader.line(span.start));
+            reader.problem(line, format!("not valid TOML: {}", error.message()));
+            return reader.finish(()).and(Err(Report::of_file(file_name, "not valid TOML".to_owned())));
+        }
+    };
+    let root = root.get_ref();
+    let top = sections::top(&mut reader, root);
+    let mut drafts = Vec::new();
+    let shaped = reader.each(root, Section::Nodes, |mut part| drafts.push(nodes::read(&mut part)));
+    let nodes = if shaped { nodes::check(&mut reader, drafts) } else { Vec::new() };
+    assemble(reader, root, top, nodes)
+}
+
+/// Reads everything but the top and the nodes.
+fn assemble(
+    mut reader: Reader<'_>,
+    root: &DeTable<'_>,
+    top: sections::Top,
+    nodes: Vec<Arc<crate::model::Node>>,
+) -> Result<(Config, bool), Report> {
+    let pool = sections::pool(&mut reader, root);
+    let health = sections::health(&mut reader, root);
+    let balancer = sections::balancer(&mut reader, root, health.credential.is_some());
+    let limits = sections::limits(&mut reader, root);
+    let auth = sections::auth(&mut reader, root);
+    let users = read_users(&mut reader, root, pool.max_pool_size);
+    let databases = read_databases(&mut reader, root, pool.max_pool_size);
+    let literal_secret = reader.literal_secret;
+    let write_timeout = top.write_timeout;
+    let settings = Arc::new(Settings { pool, balancer, limits, auth, users, databases, write_timeout });
+    let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+    let config = Config {
+        // A missing address has been reported, so that `finish` refuses.
+        listen: top.listen.unwrap_or(unspecified),
+        admin: top.admin.unwrap_or(unspecified),
+        workers: top.workers,
+        drain_timeout: top.drain_timeout,
+        spec: Spec { settings, health, nodes },
+        warnings: Vec::new(),
+    };
+    reader.finish((config, literal_secret))
+}
+
+fn read_users(reader: &mut Reader<'_>, root: &DeTable<'_>, max_pool_size: u32) -> Vec<User> {
+    let mut users = Vec::new();
+    reader.each(root, Section::Users, |mut part| users.extend(users::user(&mut part, max_pool_size)));
+    for name in users::repeated(users.iter().map(|user| user.name.as_str())) {
+        reader.problem(None, format!("two [[users]] named {name:?}"));
+    }
+    users
+}
+
+fn read_databases(reader: &mut Reader<'_>, root: &DeTable<'_>, max_pool_size: u32) -> Vec<Database> {
+    let mut databases = Vec::new();
+    reader.each(root, Section::Databases, |mut part| {
+        databases.extend(users::database(&mut part, max_pool_size))
+    });
+    for name in users::repeated(databases.iter().map(|database| database.name.as_str())) {
+        reader.problem(None, format!("two [[databases]] named {name:?}"));
+    }
+    databases
+}
