@@ -1,10 +1,22 @@
-//! placeholder
+//! HeliosProxy's data plane. A statement's walk: socket -> [`listener`] -> [`session`] (`startup`, `login`, then the
+//! relay) -> the current snapshot in [`pool::View`] -> [`route`] names a node and a reason -> [`pool`] lends a server
+//! connection -> frames are relayed untouched both ways until every ReadyForQuery owed has come -> the mode says
+//! release -> clean: back to the pool, else closed.
+//!
+//! [`app`] wires it, [`standalone`] embeds the control plane, [`http`] serves /health and /metrics.
+
+pub mod app;
 pub mod auth;
+pub mod cli;
+pub mod http;
 pub mod limits;
+pub mod listener;
+pub mod logging;
 pub mod metrics;
 pub mod pool;
 pub mod registry;
 pub mod route;
 pub mod server;
 pub mod session;
+pub mod standalone;
 pub mod worker;

@@ -1,1 +1,68 @@
-fn main() {}
+//! The data plane's program: arguments, configuration, start, signals. Everything else is in the library.
+
+use clap::Parser as _;
+use heliosdb_proxy::app::{self, App};
+use heliosdb_proxy::cli::Args;
+use heliosdb_proxy::logging;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// sysexits.h: EX_CONFIG
+const BAD_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let config = match args.configuration() {
+        Ok(config) => config,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    if args.check {
+        config.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        println!("configuration is valid");
+        return ExitCode::SUCCESS;
+    }
+    logging::start(args.log_format);
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let ran = runtime.and_then(|runtime| {
+        runtime.block_on(async {
+            let app = app::start(config).await?;
+            run(app, &args).await
+        })
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(app: App, args: &Args) -> std::io::Result<()> {
+    tracing::info!(address = %app.listen, "listening");
+    tracing::info!(address = %app.admin, "admin");
+    let (mut hup, mut term) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
+    let mut int = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = hup.recv() => match args.configuration() {
+                Ok(config) => {
+                    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                    app.reload(config.spec);
+                    tracing::info!("configuration reloaded");
+                }
+                Err(problems) => tracing::error!("configuration not reloaded, the old one stays: {problems}"),
+            },
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+        }
+    }
+    tracing::info!("draining");
+    app.stop().await;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Wiring: binds, spawns, returns the bound addresses, and stops in order: readiness off, no more clients, sessions
+//! end at their next rest, deadline, workers end. No policy lives here.
+
+use crate::auth::Auth;
+use crate::http::{self, Shim};
+use crate::limits::Clients;
+use crate::listener::{self, WorkerThread, start_worker};
+use crate::pool::{Identities, Pools, sweep};
+use crate::registry::Registry;
+use crate::standalone::Standalone;
+use crate::worker::Shared;
+use helios_proto::config::Config;
+use helios_proto::model::Spec;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Clients that the kernel may hold for us before we accept them.
+const BACKLOG: u32 = 4096;
+/// How often a drain looks whether everybody has left.
+const DRAIN_TICK: Duration = Duration::from_millis(20);
+
+/// A data plane that runs.
+pub struct App {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where the HTTP shim listens.
+    pub admin: SocketAddr,
+    control: Standalone,
+    shared: Arc<Shared>,
+    workers: Arc<Vec<WorkerThread>>,
+    draining: Arc<AtomicBool>,
+    accepting: CancellationToken,
+    running: CancellationToken,
+    tasks: TaskTracker,
+    drain_timeout: Duration,
+}
+
+/// Starts a data plane; needs a runtime for the control tasks.
+///
+/// # Errors
+/// An address that cannot be bound, or no threads.
+pub async fn start(config: Config) -> io::Result<App> {
+    let (listener, admin_listener) = (bind(config.listen)?, bind(config.admin)?);
+    let (listen, admin) = (listener.local_addr()?, admin_listener.local_addr()?);
+    let (accepting, running, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    let control = Standalone::start(config.spec, running.clone(), &tasks);
+    let snapshots = control.snapshots();
+    let first = Arc::clone(&snapshots.borrow());
+    let shared = Arc::new(Shared {
+        pools: Arc::new(Pools::new(first)),
+        identities: Arc::default(),
+        registry: Arc::new(Registry::default()),
+        auth: Auth::default(),
+        evidence: control.evidence(),
+        clients: Arc::new(Clients::default()),
+        cleanups: TaskTracker::new(),
+    });
+    let workers = Arc::new(spawn_workers(config.workers, &shared, &running)?);
+    let draining = Arc::new(AtomicBool::new(false));
+    tasks.spawn(follow(Arc::clone(&shared.pools), snapshots, running.clone()));
+    let identities: Arc<Identities> = Arc::clone(&shared.identities);
+    tasks.spawn(sweep::run(Arc::clone(&shared.pools), identities, running.clone(), shared.cleanups.clone()));
+    tasks.spawn(listener::accept(listener, Arc::clone(&shared), Arc::clone(&workers), accepting.clone()));
+    let shim =
+        Shim { shared: Arc::clone(&shared), workers: Arc::clone(&workers), draining: Arc::clone(&draining) };
+    tasks.spawn(http::serve(admin_listener, Arc::new(shim), running.clone()));
+    let drain_timeout = config.drain_timeout;
+    Ok(App { listen, admin, control, shared, workers, draining, accepting, running, tasks, drain_timeout })
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address).map_err(named)?;
+    socket.listen(BACKLOG).map_err(named)
+}
+
+fn spawn_workers(
+    count: Option<usize>,
+    shared: &Arc<Shared>,
+    stop: &CancellationToken,
+) -> io::Result<Vec<WorkerThread>> {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let count = count.unwrap_or_else(cores).max(1);
+    (0..count).map(|id| start_worker(id, shared, stop.clone())).collect()
+}
+
+/// Puts each snapshot in force.
+async fn follow(
+    pools: Arc<Pools>,
+    mut snapshots: tokio::sync::watch::Receiver<Arc<helios_proto::model::Snapshot>>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = snapshots.changed() => if changed.is_err() { return },
+        }
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        pools.apply(snapshot);
+    }
+}
+
+impl App {
+    /// Puts a new configuration in force, without its addresses and workers: those need a restart.
+    pub fn reload(&self, spec: Spec) {
+        self.control.reload(spec);
+    }
+
+    /// Drains and stops.
+    pub async fn stop(mut self) {
+        self.draining.store(true, Ordering::Relaxed);
+        self.accepting.cancel();
+        self.shared.registry.drain();
+        let deadline = Instant::now().checked_add(self.drain_timeout);
+        while !self.shared.registry.is_empty() && deadline.is_none_or(|at| Instant::now() < at) {
+            tokio::time::sleep(DRAIN_TICK).await;
+        }
+        let left = self.shared.registry.len();
+        if left > 0 {
+            tracing::warn!(sessions = left, "drain timeout: closing sessions");
+        }
+        self.shared.cleanups.close();
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.shared.cleanups.wait()).await;
+        self.running.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        if let Some(workers) = Arc::get_mut(&mut self.workers) {
+            workers.iter_mut().for_each(WorkerThread::join);
+        }
+    }
+}

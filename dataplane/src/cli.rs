@@ -1,0 +1,78 @@
+//! The command line: arguments to a checked configuration. Never starts anything.
+
+use crate::logging::LogFormat;
+use clap::Parser;
+use helios_proto::config::{self, Config};
+use helios_proto::model::PoolMode;
+use std::path::PathBuf;
+
+/// HeliosProxy: a PostgreSQL proxy with connection pooling and read/write splitting.
+#[derive(Debug, Parser)]
+#[command(name = "heliosdb-proxy", version, after_help = AFTER)]
+pub struct Args {
+    /// Configuration file (TOML).
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["listen", "admin", "primary", "standby"])]
+    pub config: Option<PathBuf>,
+    /// Check the configuration, print every problem, and exit.
+    #[arg(long)]
+    pub check: bool,
+    /// Where clients connect, without a file.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Where the HTTP shim listens, without a file.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub admin: Option<String>,
+    /// The primary, without a file.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub primary: Option<String>,
+    /// A standby, without a file; may be repeated.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub standby: Vec<String>,
+    /// Form of the log lines.
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+const AFTER: &str = "\
+Examples:
+  heliosdb-proxy --config /etc/heliosproxy/config.toml
+  heliosdb-proxy --config config.toml --check
+  heliosdb-proxy --listen 127.0.0.1:5433 --primary db1:5432 --standby db2:5432
+
+Signals: SIGHUP reads the configuration again; SIGTERM and SIGINT drain and stop.
+Exit codes: 0 stopped or checked well, 1 could not run, 2 wrong command line, 78 wrong configuration.
+RUST_LOG=heliosdb_proxy=debug shows where each statement goes and why.";
+
+/// Why there is no configuration: text for standard error.
+pub type Problems = String;
+
+impl Args {
+    /// The checked configuration that the arguments stand for.
+    ///
+    /// # Errors
+    /// Every problem, one a line.
+    pub fn configuration(&self) -> Result<Config, Problems> {
+        let loaded = match &self.config {
+            Some(path) => config::load(path, &|name| std::env::var(name).ok()),
+            None => {
+                config::from_args(self.listen.as_deref(), self.admin.as_deref(), self.primary.as_deref(), &self.standby)
+            }
+        };
+        let config = loaded.map_err(|report| report.to_string())?;
+        unsupported(&config).map_or(Ok(config), Err)
+    }
+}
+
+/// What this build cannot do.
+fn unsupported(config: &Config) -> Option<Problems> {
+    if cfg!(feature = "pool-modes") {
+        return None;
+    }
+    let settings = &config.spec.settings;
+    let modes = settings.users.iter().map(|user| user.overrides.mode);
+    let modes = modes.chain(settings.databases.iter().map(|database| database.overrides.mode));
+    let other = modes.flatten().chain([settings.pool.mode]).find(|mode| *mode != PoolMode::Session)?;
+    Some(format!(
+        "pool mode \"{other}\" needs a build with feature pool-modes; set mode = \"session\" in [pool_mode]"
+    ))
+}
