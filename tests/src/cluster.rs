@@ -343,7 +343,9 @@ impl Cluster {
     fn make_primary(&self) {
         let node = self.primary();
         let mut initdb = server_command("initdb", &self.dir);
-        initdb.args(["-N", "-A", "trust", "-E", "UTF8", "--locale=C", "-U", SERVER_USER, "-D"]).arg(&node.data);
+        initdb
+            .args(["-N", "-A", "trust", "-E", "UTF8", "--locale=C", "-U", SERVER_USER, "-D"])
+            .arg(&node.data);
         run(initdb);
         std::fs::write(node.data.join("pg_hba.conf"), HBA).unwrap();
         Self::configure(node);

@@ -40,7 +40,10 @@ pub fn exchange(address: SocketAddr, request: &[u8]) -> std::io::Result<Answer> 
 /// # Errors
 /// As [`exchange`].
 pub fn get(address: SocketAddr, path: &str) -> std::io::Result<Answer> {
-    exchange(address, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes())
+    exchange(
+        address,
+        format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes(),
+    )
 }
 
 /// A scrape of `/metrics`.
@@ -89,7 +92,11 @@ impl Sample {
             let (key, value) = l.split_once("=\"")?;
             Some((key.to_owned(), value.trim_end_matches('"').to_owned()))
         });
-        Some(Self { name: name.to_owned(), labels: labels.collect::<Option<_>>()?, value: value.parse().ok()? })
+        Some(Self {
+            name: name.to_owned(),
+            labels: labels.collect::<Option<_>>()?,
+            value: value.parse().ok()?,
+        })
     }
 
     fn has(&self, labels: &[(&str, &str)]) -> bool {

@@ -177,10 +177,12 @@ impl Proxy {
     pub fn start(text: &str) -> Self {
         let file = config_file(text);
         let mut command = Command::new("sh");
-        command.args(["-c", "ulimit -n 65536 2>/dev/null || ulimit -n \"$(ulimit -Hn)\"; exec \"$0\" \"$@\""]);
+        command
+            .args(["-c", "ulimit -n 65536 2>/dev/null || ulimit -n \"$(ulimit -Hn)\"; exec \"$0\" \"$@\""]);
         command.arg(program()).arg("--config").arg(&file).args(["--log-format", "text"]);
         command.env("RUST_LOG", "heliosdb_proxy=debug,info").env("NO_COLOR", "1");
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
         let guard = Guard::new("kill -9 \"$1\"; rm -f \"$2\"", &[&pid.to_string(), file.to_str().unwrap()]);
         let log = Arc::new(Mutex::new(Vec::new()));
