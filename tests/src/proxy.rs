@@ -33,6 +33,8 @@ pub struct Config {
     pub split: bool,
     /// `[load_balancer]` read_strategy.
     pub strategy: &'static str,
+    /// Further lines of `[load_balancer]`.
+    pub balancer: &'static str,
     /// `[[nodes]]`: name, role, port.
     pub nodes: Vec<(String, Role, u16)>,
     /// Further tables, as text.
@@ -74,6 +76,7 @@ impl Config {
             acquire_timeout: 5,
             split: true,
             strategy: "least_connections",
+            balancer: "",
             nodes: nodes.iter().map(|n| (n.name.clone(), n.role, n.port)).collect(),
             more: format!(
                 "[health]\ncheck_interval_secs = 1\nfailure_threshold = 2\nuser = \"app\"\npassword = \"{password}\"\n"
@@ -94,8 +97,8 @@ impl Config {
         let mut out = format!(
             "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n\n\
              [pool_mode]\nmode = \"{}\"\nmax_pool_size = {}\nacquire_timeout_secs = {}\n\n\
-             [load_balancer]\nread_write_split = {}\nread_strategy = \"{}\"\n\n{}\n",
-            self.mode, self.pool, self.acquire_timeout, self.split, self.strategy, self.more
+             [load_balancer]\nread_write_split = {}\nread_strategy = \"{}\"\n{}\n\n{}\n",
+            self.mode, self.pool, self.acquire_timeout, self.split, self.strategy, self.balancer, self.more
         );
         for (name, role, port) in &self.nodes {
             let role = match role {
