@@ -1,0 +1,40 @@
+# The development loop. Everything is built in one profile (fast, see Cargo.toml), but for demo and bench, which run
+# what users run: release. TARGET follows CARGO_TARGET_DIR.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+CARGO := cargo
+PROXY := -p heliosdb-proxy
+
+.PHONY: setup demo test check lint features bench clean
+
+# Installs what is missing (PostgreSQL, PgBouncer, psycopg2).
+setup:
+	tools/setup
+
+# A cluster with a standby and two replicas, and the proxy in front; Ctrl-C ends and removes it.
+demo: setup
+	$(CARGO) build --release --locked $(PROXY)
+	tools/demo --proxy "$(TARGET)/release/heliosdb-proxy"
+
+# Everything that a change has to pass.
+test: setup check
+
+check: lint features
+	$(CARGO) build --profile fast --locked $(PROXY)
+	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" $(CARGO) test --profile fast --locked --workspace
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --profile fast --locked --workspace --all-targets -- -D warnings
+
+# The feature matrix of the proxy; the defaults are what lint and check build.
+features:
+	$(CARGO) clippy --profile fast --locked $(PROXY) --no-default-features --all-targets -- -D warnings
+	$(CARGO) clippy --profile fast --locked $(PROXY) --no-default-features --features pool-modes --all-targets -- -D warnings
+
+# The proxy against PgBouncer; BENCH takes options of tests/bench/run.py, such as BENCH="--rounds 5".
+bench: setup
+	$(CARGO) build --release --locked $(PROXY)
+	python3 tests/bench/run.py --proxy "$(TARGET)/release/heliosdb-proxy" $(BENCH)
+
+clean:
+	$(CARGO) clean

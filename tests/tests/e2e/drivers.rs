@@ -1,0 +1,130 @@
+//! Stock programs through the proxy: psycopg2 and pgbench, in every mode.
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use helios_tests::cluster::password;
+use helios_tests::{Cluster, Config, Proxy};
+
+const MODES: [&str; 3] = ["session", "transaction", "statement"];
+
+/// What an application does with psycopg2, as in the guide.
+const PSYCOPG2: &str = r#"
+import sys, psycopg2
+port, mode = int(sys.argv[1]), sys.argv[2]
+conn = psycopg2.connect(host="127.0.0.1", port=port, user="app", password="app-secret", dbname="postgres")
+if mode == "statement":
+    conn.autocommit = True
+with conn.cursor() as cur:
+    for i in range(20):
+        cur.execute("SELECT %s::int * 2, %s", (i, "it's"))
+        assert cur.fetchone() == (i * 2, "it's")
+    cur.execute("/* helios:route=primary */ SELECT n FROM counter WHERE id = %s", (1,))
+    assert cur.fetchone() is not None
+    if mode != "statement":
+        conn.rollback()
+        cur.execute("UPDATE counter SET n = n + 1 WHERE id = 2 RETURNING n")
+        n = cur.fetchone()[0]
+        cur.execute("SELECT n FROM counter WHERE id = 2")
+        assert cur.fetchone()[0] == n
+        conn.rollback()
+    try:
+        cur.execute("SELECT 1/0")
+        raise SystemExit("no error")
+    except psycopg2.errors.DivisionByZero:
+        conn.rollback()
+    cur.execute("SELECT 42")
+    assert cur.fetchone() == (42,)
+conn.close()
+print("done")
+"#;
+
+#[test]
+fn psycopg2_works_in_every_mode() {
+    for mode in MODES {
+        let proxy = Config { mode, ..Config::new(Cluster::shared()) }.start().ready();
+        let port = proxy.port().to_string();
+        let output = Command::new("/usr/bin/python3").args(["-c", PSYCOPG2, &port, mode]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && output.stdout == b"done\n", "{mode}: {error}");
+    }
+}
+
+/// A database with pgbench's tables, made once.
+fn bench_database() -> &'static Cluster {
+    static DONE: OnceLock<()> = OnceLock::new();
+    let cluster = Cluster::shared();
+    DONE.get_or_init(|| {
+        cluster.execute("create database bench owner app");
+        let port = cluster.primary().port;
+        let output = pgbench(port, &["-i", "-q", "-s", "5"]);
+        assert!(output.0, "{}", output.1);
+        cluster.execute("select 1");
+    });
+    cluster
+}
+
+/// Runs pgbench as `app`; whether it ended well, and all that it printed.
+fn pgbench(port: u16, args: &[&str]) -> (bool, String) {
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "ulimit -n 65536 2>/dev/null || ulimit -n \"$(ulimit -Hn)\"; exec pgbench \"$@\"",
+            "pgbench",
+        ])
+        .args(["-h", "127.0.0.1", "-p", &port.to_string(), "-U", "app"])
+        .args(args)
+        .arg("bench")
+        .env("PGPASSWORD", password("app"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    (output.status.success(), text)
+}
+
+/// Runs pgbench through the proxy; every one of its transactions has to succeed.
+#[track_caller]
+fn all_succeed(proxy: &Proxy, args: &[&str], transactions: usize) {
+    let (good, text) = pgbench(proxy.port(), args);
+    assert!(good, "{args:?}: {text}");
+    let processed = format!("number of transactions actually processed: {transactions}/{transactions}");
+    assert!(text.contains(&processed), "{args:?}: {text}");
+    assert!(text.contains("number of failed transactions: 0 "), "{args:?}: {text}");
+    assert!(!text.contains("ERROR") && !text.contains("aborted"), "{args:?}: {text}");
+}
+
+#[test]
+fn pgbench_works_in_every_mode() {
+    let cluster = bench_database();
+    for mode in MODES {
+        let proxy = Config { mode, pool: 55, ..Config::new(cluster) }.start().ready();
+        for protocol in ["simple", "extended", "prepared"] {
+            let args = ["-n", "-S", "-M", protocol, "-c", "50", "-j", "2", "-t", "100"];
+            all_succeed(&proxy, &args, 5000);
+        }
+        if mode == "statement" {
+            continue; // TPC-B has transaction blocks, which this mode refuses.
+        }
+        for protocol in ["simple", "extended", "prepared"] {
+            let args = ["-n", "-M", protocol, "-c", "50", "-j", "2", "-t", "10"];
+            all_succeed(&proxy, &args, 500);
+        }
+    }
+    let sql = "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), \
+               (select count(*) from pgbench_history)";
+    let direct = helios_tests::cluster::client_config(cluster.primary().port, "app").dbname("bench").clone();
+    let row = direct.connect(postgres::NoTls).unwrap().query_one(sql, &[]).unwrap();
+    assert!(row.get::<_, bool>(0), "every acknowledged change is there, once");
+    assert_eq!(row.get::<_, i64>(1), 2 * 3 * 500);
+}
+
+#[test]
+fn few_servers_carry_two_thousand_clients() {
+    let cluster = bench_database();
+    let proxy = Config { pool: 20, acquire_timeout: 60, ..Config::primary_only(cluster) }.start().ready();
+    // The first login teaches the proxy the role's keys; so nobody derives them 2,000 times.
+    proxy.connect("app").batch_execute("select 1").unwrap();
+    all_succeed(&proxy, &["-n", "-S", "-c", "2000", "-j", "2", "-t", "2"], 4000);
+    let total = proxy.metrics().sum("heliosproxy_pool_connections_total", &[("node", "primary")]).unwrap();
+    assert!(total <= 20.0, "{total} server connections");
+}

@@ -1,0 +1,136 @@
+//! Who gets in: every kind of password that a backend asks for, entries of `[[users]]`, and who does not.
+
+use helios_tests::cluster::password;
+use helios_tests::raw::{Message, Next, PATIENCE, startup};
+use helios_tests::{Cluster, Config, Proxy, Raw};
+
+fn refusal(port: u16, user: &str, password: &str) -> Message {
+    let mut raw = Raw::connect(port);
+    raw.send(&startup(0x0003_0000, &[("user", user), ("database", "postgres")]));
+    raw.finish_login(user, password).expect_err("the login is refused")
+}
+
+/// The first authentication request that a role gets.
+fn asked(proxy: &Proxy, user: &str) -> u32 {
+    let mut raw = Raw::connect(proxy.port());
+    raw.send(&startup(0x0003_0000, &[("user", user), ("database", "postgres")]));
+    let Next::Message(message) = raw.next(PATIENCE) else { panic!("no answer") };
+    assert_eq!(message.tag, b'R');
+    u32::from_be_bytes(message.body[..4].try_into().unwrap())
+}
+
+#[test]
+fn every_kind_of_backend_password_logs_in() {
+    let cluster = Cluster::shared();
+    for mode in ["session", "transaction", "statement"] {
+        let proxy = Config { mode, ..Config::new(cluster) }.start().ready();
+        for role in ["app", "md5user", "clear", "trusty"] {
+            for round in 0..3 {
+                let row = proxy.connect(role).query_one("select current_user::text", &[]).unwrap();
+                assert_eq!(row.get::<_, &str>(0), role, "{mode}, round {round}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wrong_password_is_refused_every_time_although_the_pool_is_warm() {
+    let proxy = Config::primary_only(Cluster::shared()).start().ready();
+    for _ in 0..5 {
+        proxy.connect("app").batch_execute("select 1").unwrap();
+    }
+    let (port, wrong) = (proxy.port(), ["app-secre", "app-secret ", "App-secret", "clear-secret", "x"]);
+    std::thread::scope(|s| {
+        for thread in 0..4 {
+            s.spawn(move || {
+                for i in 0..250 {
+                    let refused = refusal(port, "app", wrong[(thread + i) % wrong.len()]);
+                    assert_eq!(refused.sqlstate(), "28P01");
+                    let (severity, message) = refused.error();
+                    assert_eq!(severity, "FATAL");
+                    assert_eq!(message, "password authentication failed for user \"app\"");
+                }
+            });
+        }
+    });
+    proxy.connect("app").batch_execute("select 1").unwrap();
+}
+
+#[test]
+fn an_unknown_user_is_told_the_same_as_one_with_a_wrong_password() {
+    let proxy = Config::primary_only(Cluster::shared()).start().ready();
+    let told = |user: &str| {
+        let refused = refusal(proxy.port(), user, "wrong");
+        let (severity, message) = refused.error();
+        (refused.sqlstate(), severity, message.replace(user, "USER"))
+    };
+    let first = told("app");
+    assert_eq!((first.0.as_str(), first.1.as_str()), ("28P01", "FATAL"));
+    for user in ["nobody", "clear", "md5user", "app"] {
+        assert_eq!(told(user), first, "{user}");
+    }
+}
+
+#[test]
+fn the_clear_password_is_asked_once_then_scram() {
+    let proxy = Config::primary_only(Cluster::shared()).start().ready();
+    assert_eq!(asked(&proxy, "app"), 3, "clear text, this being loopback");
+    proxy.connect("app").batch_execute("select 1").unwrap();
+    assert_eq!(asked(&proxy, "app"), 10, "SASL");
+    proxy.connect("app").batch_execute("select 1").unwrap();
+}
+
+#[test]
+fn listed_users_log_in_by_scram_from_the_start() {
+    let cluster = Cluster::shared();
+    let row = cluster
+        .primary()
+        .superuser()
+        .query_one("select rolpassword from pg_authid where rolname = 'app'", &[]);
+    let verifier: String = row.unwrap().get(0);
+    let secrets = [format!("password = \"{}\"", password("app")), format!("scram_verifier = \"{verifier}\"")];
+    for secret in secrets {
+        let proxy = Config::primary_only(cluster).user("app", &secret).start().ready();
+        assert_eq!(asked(&proxy, "app"), 10, "SASL");
+        for _ in 0..3 {
+            proxy.connect("app").batch_execute("select 1").unwrap();
+            assert_eq!(refusal(proxy.port(), "app", "wrong").sqlstate(), "28P01");
+        }
+    }
+}
+
+#[test]
+fn a_listed_password_serves_backends_that_want_it_in_clear_or_md5() {
+    let mut config = Config::primary_only(Cluster::shared());
+    for role in ["clear", "md5user"] {
+        config = config.user(role, &format!("password = \"{}\"", password(role)));
+    }
+    let proxy = config.start().ready();
+    for role in ["clear", "md5user"] {
+        assert_eq!(asked(&proxy, role), 10, "SASL");
+        proxy.connect(role).batch_execute("select 1").unwrap();
+        assert_eq!(refusal(proxy.port(), role, "wrong").sqlstate(), "28P01");
+    }
+}
+
+#[test]
+fn a_missing_database_is_told_after_the_password_only() {
+    let proxy = Config::primary_only(Cluster::shared()).start().ready();
+    let try_login = |password: &str| {
+        let mut raw = Raw::connect(proxy.port());
+        raw.send(&startup(0x0003_0000, &[("user", "app"), ("database", "nosuchdb")]));
+        raw.finish_login("app", password).expect_err("no such database").sqlstate()
+    };
+    assert_eq!(try_login("wrong"), "28P01");
+    assert_eq!(try_login(&password("app")), "3D000");
+}
+
+#[test]
+fn passwords_reach_no_log() {
+    let proxy = Config::new(Cluster::shared()).user("clear", "password = \"clear-secret\"").start().ready();
+    for role in ["app", "md5user", "clear"] {
+        proxy.connect(role).batch_execute("select 1").unwrap();
+        let _ = refusal(proxy.port(), role, "planted-wrong-secret");
+    }
+    assert_eq!(proxy.logged("-secret"), Vec::<String>::new());
+}

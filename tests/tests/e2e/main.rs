@@ -1,0 +1,12 @@
+//! Every end-to-end test, as one program so that it is linked once. The proxy is a process, PostgreSQL is real.
+// Test code: a broken assumption has to stop the test, loudly and where it happens.
+#![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
+
+mod admin;
+mod drivers;
+mod failures;
+mod login;
+mod pooling;
+mod routing;
+mod scale;
+mod wire;
