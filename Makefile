@@ -13,14 +13,14 @@ setup:
 # A cluster with a standby and two replicas, and the proxy in front; Ctrl-C ends and removes it.
 demo: setup
 	$(CARGO) build --release --locked $(PROXY)
-	tools/demo --proxy "$(TARGET)/release/heliosdb-proxy"
+	exec tools/demo --proxy "$(TARGET)/release/heliosdb-proxy"
 
 # Everything that a change has to pass.
 test: setup check
 
 check: lint features
 	$(CARGO) build --profile fast --locked $(PROXY)
-	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" $(CARGO) test --profile fast --locked --workspace
+	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" timeout --foreground 1800 $(CARGO) test --profile fast --locked --workspace
 
 lint:
 	$(CARGO) fmt --all --check

@@ -5,6 +5,7 @@
 mod admin;
 mod drivers;
 mod failures;
+mod harness;
 mod login;
 mod pooling;
 mod routing;
