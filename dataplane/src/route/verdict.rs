@@ -121,6 +121,12 @@ impl Pins {
         Self(self.0 & !other.0)
     }
 
+    /// Of these reasons, those that a `DISCARD ALL` does not end.
+    #[must_use]
+    pub const fn kept_by_discard(self) -> Self {
+        Self(self.0 & (Self::SETTING.0 | Self::LOAD.0))
+    }
+
     /// The words of these reasons, in a fixed order.
     pub fn words(self) -> impl Iterator<Item = &'static str> {
         Self::WORDS.into_iter().filter(move |(pin, _)| self.contains(*pin)).map(|(_, word)| word)

@@ -232,7 +232,7 @@ impl Core {
         self.bound = Some(Bound { standby, replayable: standby && self.run.is_closed() });
         let (tag, verdict) = (self.run.first(), self.run.verdict().clone());
         self.note(tag, &verdict);
-        if self.run.prepares() && self.mode != PoolMode::Session {
+        if self.run.prepares() {
             self.pins = self.pins.union(Pins::PREPARE);
         }
     }
@@ -302,9 +302,10 @@ impl Core {
             return if n > 0 { ClientStep::Consume(n) } else { ClientStep::Wait };
         }
         match self.bound {
+            _ if self.skip_to_sync => self.skip(buf, out),
             None if self.run.is_finished() => ClientStep::Acquire,
             None => self.unbound(buf, judge, out),
-            Some(bound) => self.forward(buf, bound, judge),
+            Some(bound) => self.forward(buf, bound, judge, out),
         }
     }
 
@@ -373,7 +374,7 @@ impl Core {
     }
 
     /// With a server connection: messages go on as they come, in slices if they are long.
-    fn forward(&mut self, buf: &[u8], bound: Bound, judge: &mut Judge<'_>) -> ClientStep {
+    fn forward(&mut self, buf: &[u8], bound: Bound, judge: &mut Judge<'_>, out: &mut Vec<u8>) -> ClientStep {
         let mut at = self.run.take_len();
         loop {
             let skip = self.client_skip.min(buf.len().saturating_sub(at));
@@ -381,9 +382,10 @@ impl Core {
             at = at.saturating_add(skip);
             let rest = buf.get(at..).unwrap_or_default();
             let stop = match Header::parse(rest, frontend::max_len) {
-                Ok(Some(header)) => self.forward_one(header, rest, bound, judge),
+                Ok(Some(header)) => self.forward_one(header, rest, bound, judge, out),
                 Ok(None) => Some(ClientStep::Wait),
-                Err(error) => Some(ClientStep::Close(Ending::from(error))),
+                Err(error) if at == 0 => Some(self.bad_header(error, rest, out)),
+                Err(_) => Some(ClientStep::Stall),
             };
             match stop {
                 Some(_) if at > 0 => return ClientStep::Forward(at),
@@ -403,10 +405,13 @@ impl Core {
         rest: &[u8],
         bound: Bound,
         judge: &mut Judge<'_>,
+        out: &mut Vec<u8>,
     ) -> Option<ClientStep> {
         let Header { tag, size } = header;
         if tag == b'X' {
-            return Some(ClientStep::Close(Ending::Terminate));
+            // What was asked before is answered first, as PostgreSQL does; what cannot end is not waited for.
+            let ends = self.ledger.settled() || self.ledger.unsynced() || self.ledger.copy_in();
+            return Some(if ends { ClientStep::Close(Ending::Terminate) } else { ClientStep::Stall });
         }
         if self.must_wait(bound) {
             return Some(ClientStep::Stall);
@@ -417,7 +422,10 @@ impl Core {
             }
             let verdict = judge.message(tag, rest.get(..size));
             self.note(tag, &verdict);
-            if tag == b'P' && self.mode != PoolMode::Session && Run::is_named(rest) {
+            if self.mode == PoolMode::Statement && begins(&verdict) && self.ledger.settled() {
+                return Some(self.refuse_block(tag, size, rest.len(), out));
+            }
+            if tag == b'P' && Run::is_named(rest) {
                 self.pins = self.pins.union(Pins::PREPARE);
             }
         }
@@ -426,11 +434,44 @@ impl Core {
         None
     }
 
+    /// A header that the protocol does not allow: what was asked before is answered first.
+    fn bad_header(&mut self, error: FrameError, rest: &[u8], out: &mut Vec<u8>) -> ClientStep {
+        if self.ledger.copy_in() {
+            let tag = rest.first().copied().unwrap_or_default();
+            let text = format!("unexpected message type 0x{tag:02X} during COPY from stdin");
+            PgError::error("08P01", text).encode(out);
+        } else if !self.ledger.settled() && !self.ledger.unsynced() {
+            return ClientStep::Stall;
+        }
+        ClientStep::Close(Ending::from(error))
+    }
+
     /// A new run behind an unanswered one waits where it might have to go elsewhere, or be refused.
     fn must_wait(&self, bound: Bound) -> bool {
         let between = !self.ledger.unsynced() && !self.ledger.copy_in();
         let free = self.ledger.settled() || self.ledger.status() != TxStatus::Idle;
-        between && !free && self.pins().is_empty() && (bound.standby || self.mode == PoolMode::Statement)
+        between && !free && (self.mode == PoolMode::Statement || (bound.standby && self.pins().is_empty()))
+    }
+
+    /// Statement mode on a pinned connection: the block is refused here, up to its Sync if it is extended.
+    fn refuse_block(&mut self, tag: u8, size: usize, there: usize, out: &mut Vec<u8>) -> ClientStep {
+        super::run::no_blocks().encode(out);
+        if tag == b'P' {
+            self.skip_to_sync = true;
+            return ClientStep::Consume(0);
+        }
+        backend::ready_for_query(out, TxStatus::Idle);
+        self.discard = size.saturating_sub(there);
+        ClientStep::Consume(size.min(there))
+    }
+
+    /// Drops what follows an error of ours, up to the Sync that ends it.
+    fn skip(&mut self, buf: &[u8], out: &mut Vec<u8>) -> ClientStep {
+        match Header::parse(buf, frontend::max_len) {
+            Ok(Some(header)) => self.local(header, buf.len(), out).unwrap_or(ClientStep::Wait),
+            Ok(None) => ClientStep::Wait,
+            Err(error) => ClientStep::Close(Ending::from(error)),
+        }
     }
 
     /// What a statement leaves behind, whichever way it went to the server.
@@ -441,9 +482,7 @@ impl Core {
             Class::VolatileFunction | Class::Write => self.counts.writes = self.counts.writes.saturating_add(1),
         }
         self.discarding = tag == b'Q' && verdict.is_discard_all;
-        if self.mode != PoolMode::Session {
-            self.pins = self.pins.union(verdict.pins);
-        }
+        self.pins = self.pins.union(verdict.pins);
     }
 
     // === bytes of the server ===
@@ -526,7 +565,8 @@ impl Core {
                 self.final_reply();
                 if self.discarding && self.ledger.settled() && self.ledger.status() == TxStatus::Idle {
                     self.discarding = false;
-                    self.pins = Pins::NONE;
+                    // A placeholder of a custom setting survives DISCARD ALL, and so does a loaded library (B13).
+                    self.pins = self.pins.kept_by_discard();
                     self.changed.clear();
                 }
             }
@@ -548,7 +588,7 @@ impl Core {
         }
         self.changed.retain(|known| known != name);
         let differs = !baseline.iter().any(|(n, v)| n == name && v == value);
-        if differs && self.mode != PoolMode::Session {
+        if differs {
             self.changed.push(name.to_vec());
         }
     }

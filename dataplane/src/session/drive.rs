@@ -30,8 +30,6 @@ pub enum Step {
     Ended(Ending),
     /// The client went away.
     ClientGone,
-    /// The data plane stops, and the session is at rest.
-    Drained,
 }
 
 /// A logged-in client.
@@ -85,9 +83,6 @@ impl Session {
         let worker = Arc::clone(&self.worker);
         let mut bench = worker.bench();
         loop {
-            if self.handle.draining() && self.core.at_rest() && !self.to_client.blocked() {
-                return Poll::Ready(Step::Drained);
-            }
             let mut progress = false;
             for side in [Self::poll_server, Self::poll_client] {
                 match side(self, cx, &mut bench) {
@@ -298,7 +293,10 @@ impl Session {
             };
             match self.core.client(rest, &mut judge, &mut reply) {
                 ClientStep::Wait | ClientStep::Stall => return Ok(at),
-                ClientStep::Close(ending) => return Err((at, Step::Ended(ending))),
+                ClientStep::Close(ending) => {
+                    self.to_client.push(&reply);
+                    return Err((at, Step::Ended(ending)));
+                }
                 ClientStep::Consume(n) => {
                     at = at.saturating_add(n);
                     let sent = self.to_client.send(&mut self.client, cx, &reply);

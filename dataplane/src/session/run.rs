@@ -62,6 +62,13 @@ impl Default for Run {
     }
 }
 
+/// The refusal of a transaction block in statement mode.
+#[must_use]
+pub fn no_blocks() -> PgError {
+    PgError::error("0A000", "transaction blocks are not supported in statement pooling mode")
+        .hint("Use pool mode \"transaction\" or \"session\" for this user or database.")
+}
+
 fn nothing() -> Verdict {
     Verdict { class: Class::Empty, may_write: false, statements: 0, ..Verdict::in_doubt() }
 }
@@ -195,10 +202,7 @@ impl Run {
         }
         let verdict = judge.message(tag, message);
         if mode == PoolMode::Statement && begins(&verdict) {
-            return Err(Box::new(
-                PgError::error("0A000", "transaction blocks are not supported in statement pooling mode")
-                    .hint("Use pool mode \"transaction\" or \"session\" for this user or database."),
-            ));
+            return Err(Box::new(no_blocks()));
         }
         self.merge(&verdict);
         Ok(())

@@ -11,7 +11,6 @@ use crate::limits::Counted;
 use crate::metrics::count;
 use crate::pool::Waiter;
 use crate::registry::SessionHandle;
-use crate::route::Pins;
 use crate::server::ServerConn;
 use crate::server::clean::{Leftover, clean};
 use crate::worker::Worker;
@@ -34,6 +33,9 @@ use tokio::time::{Sleep, sleep_until, timeout};
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a statement that was cancelled for its timeout may take to end.
 const CANCEL_GRACE: Duration = Duration::from_secs(5);
+/// While draining, how long a client may read its last answer before it is told that the session ends: drivers that
+/// find both at once report the end in place of the answer.
+const LAST_ANSWER: Duration = Duration::from_millis(100);
 /// How often one statement may be replayed.
 const MOST_REPLAYS: u32 = 3;
 
@@ -149,9 +151,6 @@ async fn relay(session: &mut Session) {
             Event::Step(Step::ServerLost(message)) => session.server_lost(message, &mut replays),
             Event::Step(Step::Ended(Ending::Error(error))) => Err(End::Words(error.to_bytes())),
             Event::Step(Step::Ended(Ending::Terminate | Ending::Cut) | Step::ClientGone) => Err(End::Silent),
-            Event::Step(Step::Drained) => {
-                Err(PgError::fatal("57P01", "terminating connection due to administrator command").into())
-            }
             Event::QueryTimeout => {
                 session.worker.shared.cleanups.spawn(Arc::clone(&session.handle).cancel_own());
                 Ok(())
@@ -162,8 +161,10 @@ async fn relay(session: &mut Session) {
             break end;
         }
     };
+    let Session { client, to_client, .. } = session;
+    let _ = timeout(LAST_WORDS, poll_fn(|cx| to_client.flush(client, cx))).await;
     if let End::Words(words) = end {
-        say_goodbye(&mut session.client, &words).await;
+        say_goodbye(client, &words).await;
     }
 }
 
@@ -323,7 +324,7 @@ impl Session {
         let uncancelled = self.handle.clear_server();
         let Some(mut conn) = self.server.take() else { return };
         let left = Leftover { ledger, unread, buf: std::mem::take(&mut self.to_server.inbox) };
-        if half_sent || !uncancelled || pins.contains(Pins::LOAD) {
+        if half_sent || !uncancelled || !pins.kept_by_discard().is_empty() {
             return conn.close();
         }
         conn.needs_reset |= reset;
@@ -339,6 +340,9 @@ impl Session {
     /// When the session's current state ends by a timeout, and how.
     fn deadline(&self) -> Option<(Instant, Kind)> {
         let after = |from: Instant, limit: Option<Duration>, kind| Some((from.checked_add(limit?)?, kind));
+        if self.handle.draining() && self.core.at_rest() && !self.to_client.blocked() {
+            return after(self.rested, Some(LAST_ANSWER), Kind::Drain);
+        }
         if let Some(started) = self.started {
             return after(started, self.settings.query_timeout, Kind::Query);
         }
@@ -368,6 +372,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    Drain,
     Query,
     InTransaction,
     Idle,
@@ -430,6 +435,7 @@ impl Timer {
             Kind::InTransaction => {
                 PgError::fatal("25P03", "terminating connection due to idle-in-transaction timeout")
             }
+            Kind::Drain => PgError::fatal("57P01", "terminating connection due to administrator command"),
             Kind::Idle => PgError::fatal("57P05", "terminating connection due to idle-session timeout"),
         };
         Event::TimedOut(Box::new(error))
