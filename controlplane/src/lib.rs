@@ -1,12 +1,15 @@
-//! temporary
-#![allow(missing_docs)]
-use helios_proto::model::*; use std::sync::Arc; use tokio::sync::watch; use tokio_util::{sync::CancellationToken, task::TaskTracker};
-pub struct Handle { pub snapshots: watch::Receiver<Arc<Snapshot>>, pub events: Events }
-#[derive(Clone)] pub struct Events(Arc<watch::Sender<Arc<Snapshot>>>);
-impl Events { pub fn reload(&self, _s: Spec) {} pub fn evidence(&self, _n: NodeName, _e: Evidence) { let _ = self.0.receiver_count(); } }
-pub fn start(spec: Spec, _stop: CancellationToken, _t: &TaskTracker) -> Handle {
-    let nodes: Vec<_> = spec.nodes.iter().map(|n| NodeState{node: n.clone(), role: n.role, health: Health::Up, recovered_at: None, latency: None, lag_bytes: None, lag: None, probed_at: None, last_error: None}).collect();
-    let primary = nodes.iter().position(|n| n.role==Role::Primary);
-    let (tx, rx) = watch::channel(Arc::new(Snapshot{revision:1, epoch:1, settings: spec.settings, nodes, primary}));
-    Handle { snapshots: rx, events: Events(Arc::new(tx)) }
-}
+//! HeliosProxy's control plane core: probes the nodes, decides which one is the primary, publishes snapshots.
+//! Owns its tasks (one loop, one probe per node); never sees a client or a statement, never writes to a node.
+//!
+//! The walk: `health` probes -> [`Event`](cluster::Event) -> `coordinator` (the one loop) -> `Cluster::apply`
+//! (verdicts, `primary`, `lag`) -> `publish` -> a `watch` channel that data planes read.
+
+mod cluster;
+mod coordinator;
+mod health;
+mod lag;
+mod member;
+mod primary;
+mod publish;
+
+pub use coordinator::{Events, Handle, start};

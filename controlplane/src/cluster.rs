@@ -1,0 +1,301 @@
+//! The whole state of the control plane: nodes, verdicts, roles, the primary. Owner: the coordinator's loop.
+//! [`Cluster::apply`] is synchronous and does no IO; time is passed in, so tests drive it without a runtime.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use helios_proto::model::{Evidence, Health, Node, NodeName, NodeState, Role, Spec};
+use tracing::{error, info, warn};
+
+use crate::health::{Facts, Failure, FailureKind, Reply};
+use crate::lag::Ring;
+use crate::member::{Member, Outline};
+use crate::primary::{self, Claim, Decision, Doubt, Known};
+
+/// Positions of two nodes are compared only if they were read within this time of each other.
+const SAME_ROUND: Duration = Duration::from_secs(1);
+
+/// Something that happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A probe ended. The node is the one probed: results of replaced nodes are ignored.
+    Probed { node: Arc<Node>, outcome: Result<Reply, Failure> },
+    /// A data plane saw something on its connections.
+    Evidence { node: NodeName, evidence: Evidence },
+    /// The configuration changed.
+    Reload(Spec),
+}
+
+/// What an event changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Change {
+    Nothing,
+    /// Latency, lag or the time of a probe: may be published later.
+    Measures,
+    /// Something that routing obeys: published at once.
+    State,
+}
+
+/// The state.
+pub(crate) struct Cluster {
+    spec: Spec,
+    members: Vec<Member>,
+    primary: Option<usize>,
+    /// Name of the last primary, also while there is none.
+    last_primary: Option<NodeName>,
+    system: Option<u64>,
+    timeline: u32,
+    epoch: u64,
+    doubt: Option<Doubt>,
+    ring: Ring,
+}
+
+impl Cluster {
+    /// A cluster of which nothing is known but its configuration.
+    pub fn new(spec: Spec) -> Self {
+        let members = spec.nodes.iter().map(|node| Member::new(Arc::clone(node))).collect();
+        let mut cluster = Self {
+            spec,
+            members,
+            primary: None,
+            last_primary: None,
+            system: None,
+            timeline: 0,
+            epoch: 0,
+            doubt: None,
+            ring: Ring::default(),
+        };
+        cluster.settle(Instant::now());
+        cluster
+    }
+
+    pub const fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Index of the node that takes writes.
+    pub const fn primary(&self) -> Option<usize> {
+        self.primary
+    }
+
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The nodes in configuration order, as data planes see them.
+    pub fn states(&self) -> impl Iterator<Item = &NodeState> {
+        self.members.iter().map(|member| &member.state)
+    }
+
+    /// Takes an event into account.
+    pub fn apply(&mut self, event: Event, now: Instant) -> Change {
+        let before = self.outline();
+        let (least, probed) = match event {
+            Event::Probed { node, outcome } => match self.probed(&node, outcome, now) {
+                Some(index) => (Change::Measures, Some(index)),
+                None => (Change::Nothing, None),
+            },
+            Event::Evidence { node, evidence } => {
+                self.evidence(&node, evidence);
+                (Change::Nothing, None)
+            }
+            Event::Reload(spec) => (self.reload(spec), None),
+        };
+        self.settle(now);
+        if let Some(index) = probed {
+            self.measure_lag(index, now);
+        }
+        if self.outline() == before { least } else { Change::State }
+    }
+
+    /// Which nodes should be probed often now, in configuration order.
+    pub fn hunted(&self) -> impl Iterator<Item = bool> {
+        self.members.iter().map(|member| member.hunted)
+    }
+
+    fn outline(&self) -> (Option<usize>, u64, Vec<Outline>) {
+        (self.primary, self.epoch, self.members.iter().map(Member::outline).collect())
+    }
+
+    /// Takes a probe into account; the index of its node, `None` if it is not this cluster's any more.
+    fn probed(&mut self, node: &Node, outcome: Result<Reply, Failure>, now: Instant) -> Option<usize> {
+        let index = self.members.iter().position(|member| member.is_same_server(node))?;
+        let member = self.members.get_mut(index)?;
+        let was = member.verdict.health();
+        if let Err(failure) = &outcome
+            && failure.kind == FailureKind::Misconfigured
+            && member.state.last_error.as_ref() != Some(&failure.text)
+        {
+            warn!(node = %member.state.node.name, error = %failure.text, "probe is misconfigured");
+        }
+        member.observe(outcome, &self.spec.health, now);
+        let name = &member.state.node.name;
+        match (was, member.verdict.health()) {
+            (Health::Unknown | Health::Down, Health::Up) => info!(node = %name, "node is up"),
+            (Health::Unknown | Health::Up, Health::Down) => {
+                let error = member.state.last_error.as_deref().unwrap_or_default();
+                warn!(node = %name, error, "node is down");
+            }
+            _ => {}
+        }
+        Some(index)
+    }
+
+    fn evidence(&mut self, name: &NodeName, evidence: Evidence) {
+        let goal = self.spec.health.success_threshold;
+        let Some(index) = self.members.iter().position(|member| member.state.node.name == *name) else {
+            return;
+        };
+        let concerns_roles = match evidence {
+            Evidence::ConnectFailed | Evidence::ConnectionLost => self.primary == Some(index),
+            Evidence::InHotStandby(standby) => {
+                let Some(member) = self.members.get_mut(index) else { return };
+                let news = member.hot_standby != Some(standby);
+                if member.facts.is_none() {
+                    member.hot_standby = Some(standby);
+                }
+                if !news {
+                    return;
+                }
+                true
+            }
+        };
+        // When the primary is in doubt the next one is sought on the others.
+        for (i, member) in self.members.iter_mut().enumerate() {
+            if i == index || (concerns_roles && member.state.node.role != Role::Replica) {
+                member.suspect = goal;
+            }
+        }
+    }
+
+    /// Takes a new configuration; a node with the same name and address keeps what is known about it.
+    fn reload(&mut self, spec: Spec) -> Change {
+        if spec == self.spec {
+            return Change::Nothing;
+        }
+        let forget = spec.health.credential.is_none() && self.spec.health.credential.is_some();
+        let mut old = std::mem::take(&mut self.members);
+        for node in &spec.nodes {
+            let kept = old.iter().position(|member| member.is_same_server(node)).map(|i| old.swap_remove(i));
+            let mut member = kept.unwrap_or_else(|| Member::new(Arc::clone(node)));
+            member.state.node = Arc::clone(node);
+            if forget {
+                member.facts = None;
+            }
+            self.members.push(member);
+        }
+        self.spec = spec;
+        // The index may mean another node now; `settle` finds the primary again.
+        self.primary = None;
+        if self.index_of_last_primary().is_none() {
+            self.last_primary = None;
+        }
+        if self.members.iter().all(|member| member.state.probed_at.is_none()) {
+            (self.system, self.timeline) = (None, 0);
+        }
+        info!(nodes = self.members.len(), "configuration reloaded");
+        Change::State
+    }
+
+    fn index_of_last_primary(&self) -> Option<usize> {
+        let name = self.last_primary.as_ref()?;
+        self.members.iter().position(|member| member.state.node.name == *name)
+    }
+
+    /// Decides anew who is the primary, and brings every node's role, health and hunting up to date.
+    fn settle(&mut self, now: Instant) {
+        let known =
+            Known { primary: self.index_of_last_primary(), system: self.system, timeline: self.timeline };
+        let claims: Vec<Claim<'_>> = self.members.iter().map(Member::claim).collect();
+        let decision = primary::decide(&claims, &known, self.spec.health.credential.is_some());
+        let facts: Option<Facts> = match decision {
+            Decision::Primary(i) => claims.get(i).and_then(|claim| claim.facts.copied()),
+            Decision::Nobody(_) => None,
+        };
+        if let Some(facts) = facts {
+            self.system.get_or_insert(facts.system);
+            self.timeline = self.timeline.max(facts.timeline);
+        }
+        let known = Known { system: self.system, timeline: self.timeline, ..known };
+        let unused: Vec<_> = claims
+            .iter()
+            .enumerate()
+            .map(|(i, claim)| primary::quarantine(i, claim, &known, &decision))
+            .collect();
+        self.take(&decision);
+        let seek = self.primary.is_none();
+        let superseded = self.primary.is_some();
+        for (i, (member, unused)) in self.members.iter_mut().zip(unused).enumerate() {
+            member.settle(self.primary == Some(i), superseded, unused, now);
+            member.settle_hunt(seek, now);
+        }
+    }
+
+    /// Makes the decision the one in force.
+    fn take(&mut self, decision: &Decision) {
+        match decision {
+            Decision::Primary(i) => {
+                self.doubt = None;
+                self.primary = Some(*i);
+                let name = self.members.get(*i).map(|member| member.state.node.name.clone());
+                if self.last_primary != name {
+                    self.epoch += 1;
+                    self.ring.clear();
+                    if let Some(name) = &name {
+                        info!(node = %name, epoch = self.epoch, timeline = self.timeline, "node is the primary");
+                    }
+                    self.last_primary = name;
+                }
+            }
+            Decision::Nobody(doubt) => {
+                self.primary = None;
+                if self.doubt != Some(*doubt) {
+                    self.doubt = Some(*doubt);
+                    log_doubt(*doubt);
+                }
+            }
+        }
+    }
+
+    /// Brings the lag up to date after a probe of this node: of all standbys if it is the primary.
+    fn measure_lag(&mut self, index: usize, now: Instant) {
+        let stale = self.spec.health.check_interval * 3;
+        if self.primary == Some(index) {
+            let wal =
+                self.members.get(index).and_then(|member| member.sampled(now)).and_then(|facts| facts.wal);
+            if let Some(wal) = wal {
+                self.ring.note(wal, now);
+            }
+        }
+        let newest = self.ring.newest();
+        let primary = self.primary;
+        for (i, member) in self.members.iter_mut().enumerate() {
+            if i != index && primary != Some(index) {
+                continue;
+            }
+            let position = newest.filter(|_| primary != Some(i)).and_then(|(wal, seen)| {
+                let (replayed, read) = member.replayed()?;
+                let apart = seen.max(read).saturating_duration_since(seen.min(read));
+                (apart <= SAME_ROUND)
+                    .then(|| (wal.saturating_sub(replayed), self.ring.behind(replayed, read)))
+            });
+            member.set_lag(position, primary == Some(i), stale, now);
+        }
+    }
+}
+
+fn log_doubt(doubt: Doubt) {
+    match doubt {
+        Doubt::Waiting => {}
+        Doubt::NoneFit => warn!("no primary: no node qualifies, writes wait"),
+        Doubt::Split => error!("no primary: several nodes take writes on the same timeline, writes wait"),
+        Doubt::Unpromoted => {
+            error!(
+                "no primary: a node takes writes on the old primary's timeline without a promotion, writes wait"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

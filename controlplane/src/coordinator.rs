@@ -1,0 +1,228 @@
+//! The one loop that owns the cluster: event -> apply -> publish. Also keeps the clock of the probe rounds and
+//! one probe task per node. Never does IO itself, so that nothing can hold it up.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use helios_proto::model::{Evidence, HealthSettings, NodeName, Snapshot, Spec};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::{Change, Cluster, Event};
+use crate::health::Task;
+use crate::publish::Publisher;
+
+/// Events that may wait; evidence beyond that is dropped, probes wait.
+const QUEUE: usize = 1024;
+
+/// A running control plane core.
+#[derive(Debug)]
+pub struct Handle {
+    /// The current snapshot, and notice of the next. Closed once the core has stopped.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Where to say what changed and what was seen.
+    pub events: Events,
+}
+
+/// Tells the core what changed and what was seen. Never blocks.
+#[derive(Debug, Clone)]
+pub struct Events {
+    queue: mpsc::Sender<Event>,
+    reload: watch::Sender<Option<Spec>>,
+}
+
+/// The loop's own state.
+struct Coordinator {
+    cluster: Cluster,
+    publisher: Publisher,
+    tasks: Vec<Task>,
+    /// The health settings that the tasks were started with.
+    health: HealthSettings,
+    rounds: watch::Sender<u64>,
+    queue: mpsc::Sender<Event>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+/// Starts the core; call inside a tokio runtime. All its tasks run on `tracker` and end soon after `stop`.
+pub fn start(spec: Spec, stop: CancellationToken, tracker: &TaskTracker) -> Handle {
+    let (queue, events) = mpsc::channel(QUEUE);
+    let (reload, reloads) = watch::channel(None);
+    let health = spec.health.clone();
+    let cluster = Cluster::new(spec);
+    let (publisher, snapshots) = Publisher::new(&cluster, Instant::now());
+    let (rounds, _) = watch::channel(0);
+    let tracker_of_tasks = tracker.clone();
+    let mut coordinator = Coordinator {
+        cluster,
+        publisher,
+        tasks: Vec::new(),
+        health,
+        rounds,
+        queue: queue.clone(),
+        stop,
+        tracker: tracker_of_tasks,
+    };
+    coordinator.start_tasks();
+    tracker.spawn(coordinator.run(events, reloads));
+    Handle { snapshots, events: Events { queue, reload } }
+}
+
+impl Events {
+    /// Replaces the configuration; of several in quick succession only the last one counts.
+    pub fn reload(&self, spec: Spec) {
+        self.reload.send_replace(Some(spec));
+    }
+
+    /// Passes on what a data plane saw. Dropped when the core cannot keep up: there will be more.
+    pub fn evidence(&self, node: NodeName, evidence: Evidence) {
+        drop(self.queue.try_send(Event::Evidence { node, evidence }));
+    }
+}
+
+impl Coordinator {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>, mut reloads: watch::Receiver<Option<Spec>>) {
+        let mut next_round = Instant::now() + self.pause();
+        let mut reloadable = true;
+        loop {
+            let due = self.publisher.due();
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                changed = reloads.changed(), if reloadable => {
+                    reloadable = changed.is_ok();
+                    let spec = reloads.borrow_and_update().clone();
+                    if let Some(spec) = spec.filter(|_| reloadable) {
+                        self.handle(Event::Reload(spec));
+                        self.start_tasks();
+                        next_round = next_round.min(Instant::now() + self.pause());
+                    }
+                }
+                () = sleep_until(next_round.into()) => {
+                    self.rounds.send_modify(|round| *round = round.wrapping_add(1));
+                    next_round = Instant::now() + self.pause();
+                }
+                () = sleep_until(due.unwrap_or(next_round).into()), if due.is_some() => {
+                    self.publisher.publish(&self.cluster, Instant::now());
+                }
+                // Cannot end: the loop holds a sender for new tasks.
+                Some(event) = events.recv() => self.handle(event),
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        let change: Change = self.cluster.apply(event, now);
+        self.publisher.note(change, &self.cluster, now);
+        for (task, on) in self.tasks.iter().zip(self.cluster.hunted()) {
+            task.hunt(on);
+        }
+    }
+
+    /// One probe task per node, in configuration order: starts the new ones, drops those without a node, and
+    /// replaces those whose address, login or timeout changed.
+    fn start_tasks(&mut self) {
+        let spec = self.cluster.spec();
+        let HealthSettings { credential, check_timeout, .. } = &spec.health;
+        let same = (credential, check_timeout) == (&self.health.credential, &self.health.check_timeout);
+        let mut old = if same { std::mem::take(&mut self.tasks) } else { Vec::new() };
+        self.health = spec.health.clone();
+        self.tasks = spec
+            .nodes
+            .iter()
+            .map(|node| {
+                let kept = old.iter().position(|task| {
+                    task.node.name == node.name && task.node.host == node.host && task.node.port == node.port
+                });
+                kept.map(|i| old.swap_remove(i)).unwrap_or_else(|| {
+                    let wires = (&self.stop, &self.tracker);
+                    Task::start(
+                        Arc::clone(node),
+                        &self.health,
+                        self.rounds.subscribe(),
+                        self.queue.clone(),
+                        wires,
+                    )
+                })
+            })
+            .collect();
+    }
+
+    /// The time to the next round: the interval, 10 % more or less.
+    fn pause(&self) -> Duration {
+        let random = u16::try_from(RandomState::new().hash_one(Instant::now()) % 1_000).unwrap_or(0);
+        self.cluster.spec().health.check_interval.mul_f64(0.9 + f64::from(random) / 5_000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use helios_proto::config;
+    use helios_proto::model::Health;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    /// A server that answers TLS requests as long as its task lives.
+    async fn server() -> (u16, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let mut request = [0; 8];
+                client.read_exact(&mut request).await.unwrap();
+                client.write_all(b"N").await.unwrap();
+            }
+        });
+        (port, task)
+    }
+
+    fn spec(nodes: &[(u16, &str)]) -> Spec {
+        // Rounds are too rare to matter: what happens here happens by hunting.
+        let mut text = "[health]\ncheck_interval_secs = 3600\n".to_owned();
+        for (port, role) in nodes {
+            text += &format!("[[nodes]]\nhost = \"127.0.0.1\"\nport = {port}\nrole = \"{role}\"\n");
+        }
+        config::parse(&text, "test", &|_| None).unwrap().spec
+    }
+
+    async fn until(handle: &mut Handle, what: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
+        let wait = handle.snapshots.wait_for(|snapshot| what(snapshot));
+        Arc::clone(&*timeout(Duration::from_secs(10), wait).await.expect("in time").expect("alive"))
+    }
+
+    #[tokio::test]
+    async fn a_lost_server_is_found_by_evidence_and_a_reload_replaces_it() {
+        let (port, server_task) = server().await;
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let mut handle = start(spec(&[(port, "primary")]), stop.clone(), &tracker);
+        assert_eq!(handle.snapshots.borrow().revision, 1);
+        let up = until(&mut handle, |s| s.nodes[0].health == Health::Up).await;
+        assert!(up.revision > 1 && up.primary == Some(0) && up.nodes[0].latency.is_some());
+
+        server_task.abort();
+        drop(server_task.await);
+        handle.events.evidence(NodeName::new("primary"), Evidence::ConnectFailed);
+        let down = until(&mut handle, |s| s.nodes[0].health == Health::Down).await;
+        assert!(down.primary.is_none() && down.revision > up.revision);
+
+        let (standby, _task) = server().await;
+        handle.events.reload(spec(&[(port, "primary"), (standby, "standby")]));
+        until(&mut handle, |s| s.nodes.len() == 2 && s.nodes[1].health == Health::Up).await;
+        handle.events.evidence(NodeName::new("standby"), Evidence::InHotStandby(false));
+        let moved = until(&mut handle, |s| s.primary == Some(1)).await;
+        assert_eq!(moved.epoch, 2);
+
+        stop.cancel();
+        tracker.close();
+        timeout(Duration::from_secs(5), tracker.wait()).await.expect("every task ends");
+        assert!(handle.snapshots.changed().await.is_err() || handle.snapshots.has_changed().is_err());
+        handle.events.evidence(NodeName::new("standby"), Evidence::ConnectFailed);
+    }
+}

@@ -1,0 +1,194 @@
+//! One node inside the cluster: what its probes and connections showed, and its state as data planes see it.
+//! Owner: `Cluster`. Knows nothing about the other nodes, except what it is told.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use helios_proto::model::{Health, HealthSettings, Node, NodeState, Role};
+use tracing::{error, info};
+
+use crate::health::{Facts, Failure, Reply, Verdict};
+use crate::primary::{Claim, Quarantine};
+
+/// A hunt that has not settled by then goes on at the usual pace.
+const LONGEST_HUNT: Duration = Duration::from_secs(30);
+
+/// One node.
+pub(crate) struct Member {
+    /// As data planes see it.
+    pub state: NodeState,
+    pub verdict: Verdict,
+    /// What the last probe that logged in saw; kept over a few failures, not while the node is down.
+    pub facts: Option<Facts>,
+    /// What the last probe or connection showed; forgotten when the node goes down.
+    pub hot_standby: Option<bool>,
+    /// Good probes still needed to dispel the suspicion of a data plane.
+    pub suspect: u32,
+    /// Whether the node should be probed often.
+    pub hunted: bool,
+    /// Probes in a row without facts.
+    without_facts: u32,
+    facts_at: Option<Instant>,
+    lag_at: Option<Instant>,
+    unused: Option<Quarantine>,
+    unsettled_since: Option<Instant>,
+}
+
+/// What routing obeys of a node; a change of it is published at once.
+pub(crate) type Outline = (Arc<Node>, Role, Health, Option<Instant>);
+
+impl Member {
+    pub fn new(node: Arc<Node>) -> Self {
+        let state = NodeState {
+            role: node.role,
+            node,
+            health: Health::Unknown,
+            recovered_at: None,
+            latency: None,
+            lag_bytes: None,
+            lag: None,
+            probed_at: None,
+            last_error: None,
+        };
+        Self {
+            state,
+            verdict: Verdict::new(),
+            facts: None,
+            hot_standby: None,
+            suspect: 0,
+            hunted: false,
+            without_facts: 0,
+            facts_at: None,
+            lag_at: None,
+            unused: None,
+            unsettled_since: None,
+        }
+    }
+
+    /// Whether a configured node is this server under this name.
+    pub fn is_same_server(&self, node: &Node) -> bool {
+        let own = &self.state.node;
+        own.name == node.name && own.host == node.host && own.port == node.port
+    }
+
+    pub fn outline(&self) -> Outline {
+        let NodeState { node, role, health, recovered_at, .. } = &self.state;
+        (Arc::clone(node), *role, *health, *recovered_at)
+    }
+
+    pub fn claim(&self) -> Claim<'_> {
+        Claim {
+            role: self.state.node.role,
+            down: self.verdict.health() == Health::Down,
+            probed: self.state.probed_at.is_some(),
+            facts: self.facts.as_ref(),
+            hot_standby: self.hot_standby,
+        }
+    }
+
+    /// Takes a probe into account.
+    pub fn observe(&mut self, outcome: Result<Reply, Failure>, settings: &HealthSettings, now: Instant) {
+        self.state.probed_at = Some(now);
+        let (serves, facts) = match outcome {
+            Ok(reply) => {
+                self.state.latency = Some(reply.latency);
+                self.state.last_error = None;
+                (true, reply.facts)
+            }
+            Err(failure) => {
+                self.state.last_error = Some(failure.text);
+                (failure.kind.serves(), None)
+            }
+        };
+        self.verdict.observe(serves, settings);
+        if let Some(facts) = facts {
+            self.facts = Some(facts);
+            self.facts_at = Some(now);
+            self.hot_standby = Some(facts.in_recovery);
+            self.without_facts = 0;
+        } else {
+            self.without_facts = self.without_facts.saturating_add(1);
+        }
+        let down = self.verdict.health() == Health::Down;
+        if down || self.without_facts >= settings.failure_threshold {
+            self.facts = None;
+        }
+        if down {
+            self.hot_standby = None;
+        }
+        self.suspect = if down || !serves { 0 } else { self.suspect.saturating_sub(1) };
+    }
+
+    /// The facts, if they were read just now.
+    pub fn sampled(&self, now: Instant) -> Option<&Facts> {
+        self.facts.as_ref().filter(|_| self.facts_at == Some(now))
+    }
+
+    /// The position replayed, and when it was read.
+    pub fn replayed(&self) -> Option<(u64, Instant)> {
+        let facts = self.facts.as_ref().filter(|facts| facts.in_recovery)?;
+        facts.replayed.zip(self.facts_at)
+    }
+
+    /// Sets the lag; without a position it is kept for a while, then unknown. A primary has none.
+    pub fn set_lag(
+        &mut self,
+        position: Option<(u64, Option<Duration>)>,
+        primary: bool,
+        stale: Duration,
+        now: Instant,
+    ) {
+        if let Some((bytes, time)) = position {
+            (self.state.lag_bytes, self.state.lag, self.lag_at) = (Some(bytes), time, Some(now));
+        } else if primary || self.lag_at.is_none_or(|at| now.saturating_duration_since(at) >= stale) {
+            (self.state.lag_bytes, self.state.lag, self.lag_at) = (None, None, None);
+        }
+    }
+
+    /// Brings role and health up to date. `primary`: this node is the one; `superseded`: there is one.
+    pub fn settle(&mut self, primary: bool, superseded: bool, unused: Option<Quarantine>, now: Instant) {
+        let name = &self.state.node.name;
+        let role = match self.state.node.role {
+            _ if primary => Role::Primary,
+            Role::Primary if superseded || self.hot_standby == Some(true) => Role::Standby,
+            configured => configured,
+        };
+        if role != self.state.role {
+            info!(node = %name, from = %self.state.role, to = %role, "role changed");
+            self.state.role = role;
+        }
+        if unused != self.unused {
+            match unused {
+                Some(why) => error!(node = %name, reason = why.words(), "node is quarantined"),
+                None => info!(node = %name, "node is no longer quarantined"),
+            }
+            if unused.is_none() && self.state.last_error.as_deref() == self.unused.map(Quarantine::words) {
+                self.state.last_error = None;
+            }
+            self.unused = unused;
+        }
+        if let Some(why) = unused
+            && self.state.last_error.is_none()
+        {
+            self.state.last_error = Some(why.words().into());
+        }
+        let health = if unused.is_some() { Health::Down } else { self.verdict.health() };
+        if self.state.health == Health::Down && health == Health::Up {
+            self.state.recovered_at = Some(now);
+        }
+        self.state.health = health;
+    }
+
+    /// Decides whether the node should be probed often. `seek`: there is no primary.
+    pub fn settle_hunt(&mut self, seek: bool, now: Instant) {
+        let probed = self.state.probed_at.is_some();
+        let sought = seek && probed && self.state.node.role != Role::Replica;
+        if sought || self.suspect > 0 || !self.verdict.is_settled() {
+            let since = *self.unsettled_since.get_or_insert(now);
+            self.hunted = now.saturating_duration_since(since) < LONGEST_HUNT;
+        } else {
+            self.unsettled_since = None;
+            self.hunted = false;
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Who is the primary: from what probes and connections showed, never from WAL positions or node order. Pure.
+//! Admits doubt: "nobody" is an answer, and writes wait for a better one.
+
+use helios_proto::model::Role;
+
+use crate::health::Facts;
+
+/// What is known about one node when the primary is decided.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claim<'a> {
+    /// Configured role, a constraint: a replica is never promoted.
+    pub role: Role,
+    pub down: bool,
+    /// Whether the node was probed at all.
+    pub probed: bool,
+    /// What a probe that logged in saw.
+    pub facts: Option<&'a Facts>,
+    /// What the last probe or connection showed.
+    pub hot_standby: Option<bool>,
+}
+
+/// What was decided before; never forgotten while the process lives and a node remains.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// The last primary, also while it is down.
+    pub primary: Option<usize>,
+    /// The cluster's system identifier.
+    pub system: Option<u64>,
+    /// Highest timeline that took writes; 0: none seen.
+    pub timeline: u32,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Primary(usize),
+    Nobody(Doubt),
+}
+
+/// Why nobody takes writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// The first probes are still out.
+    Waiting,
+    /// No node qualifies.
+    NoneFit,
+    /// Several nodes take writes and nothing tells them apart.
+    Split,
+    /// A node takes writes on the old primary's timeline: it was not promoted but copied.
+    Unpromoted,
+}
+
+/// Why a node that answers is not used all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quarantine {
+    OtherCluster,
+    WritableReplica,
+    OldTimeline,
+    SecondWriter,
+}
+
+/// Decides. `asks` says whether probes log in, so that facts can be expected.
+pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decision {
+    let waiting = claims.iter().any(|claim| claim.role != Role::Replica && !claim.probed);
+    if asks && known.primary.is_none() && waiting {
+        return Decision::Nobody(Doubt::Waiting);
+    }
+    let system =
+        known.system.or_else(|| configured(claims).and_then(|(_, claim)| claim.facts.map(|f| f.system)));
+    let writable: Vec<(usize, &Facts)> = claims
+        .iter()
+        .enumerate()
+        .filter(|(_, claim)| claim.role != Role::Replica && !claim.down)
+        .filter_map(|(i, claim)| claim.facts.map(|facts| (i, facts)))
+        .filter(|(_, facts)| !facts.in_recovery && facts.timeline >= known.timeline)
+        .filter(|(_, facts)| system.is_none_or(|system| facts.system == system))
+        .collect();
+    let Some((best, facts)) = writable.iter().max_by_key(|(_, facts)| facts.timeline) else {
+        return by_evidence(claims, known);
+    };
+    let equals = writable.iter().filter(|(_, other)| other.timeline == facts.timeline).count();
+    if equals > 1 || writable.iter().any(|(_, other)| other.system != facts.system) {
+        return Decision::Nobody(Doubt::Split);
+    }
+    let moved = known.primary.is_some_and(|primary| primary != *best);
+    if moved && facts.timeline == known.timeline && known.timeline > 0 {
+        return Decision::Nobody(Doubt::Unpromoted);
+    }
+    Decision::Primary(*best)
+}
+
+/// Without facts: the last or configured primary until it fails or reports itself a standby; then the one
+/// node that reports itself writable.
+fn by_evidence(claims: &[Claim<'_>], known: &Known) -> Decision {
+    let current = known.primary.or_else(|| configured(claims).map(|(i, _)| i));
+    let blind = |claim: &Claim<'_>| !claim.down && claim.facts.is_none();
+    if let Some((i, claim)) = current.and_then(|i| claims.get(i).map(|claim| (i, claim)))
+        && blind(claim)
+        && claim.hot_standby != Some(true)
+    {
+        return Decision::Primary(i);
+    }
+    let mut writable = claims
+        .iter()
+        .enumerate()
+        .filter(|(_, claim)| claim.role != Role::Replica && blind(claim) && claim.hot_standby == Some(false));
+    match (writable.next(), writable.next()) {
+        (Some((i, _)), None) => Decision::Primary(i),
+        (Some(_), Some(_)) => Decision::Nobody(Doubt::Split),
+        (None, _) => Decision::Nobody(Doubt::NoneFit),
+    }
+}
+
+fn configured<'c, 'a>(claims: &'c [Claim<'a>]) -> Option<(usize, &'c Claim<'a>)> {
+    claims.iter().enumerate().find(|(_, claim)| claim.role == Role::Primary)
+}
+
+/// Whether a node must not be used though it may answer; `known` as it is after the decision.
+pub(crate) fn quarantine(
+    index: usize,
+    claim: &Claim<'_>,
+    known: &Known,
+    decision: &Decision,
+) -> Option<Quarantine> {
+    if *decision == Decision::Primary(index) {
+        return None;
+    }
+    let foreign = claim.facts.is_some_and(|facts| known.system.is_some_and(|system| facts.system != system));
+    if foreign {
+        return Some(Quarantine::OtherCluster);
+    }
+    if claim.hot_standby != Some(false) {
+        return None;
+    }
+    if claim.role == Role::Replica {
+        return Some(Quarantine::WritableReplica);
+    }
+    if claim.facts.is_some_and(|facts| facts.timeline < known.timeline) {
+        return Some(Quarantine::OldTimeline);
+    }
+    matches!(decision, Decision::Primary(_) | Decision::Nobody(Doubt::Unpromoted))
+        .then_some(Quarantine::SecondWriter)
+}
+
+impl Quarantine {
+    /// For an operator.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::OtherCluster => "not used: it belongs to another cluster (system identifier differs)",
+            Self::WritableReplica => "not used: it takes writes but is configured as a replica",
+            Self::OldTimeline => "not used: it takes writes on an old timeline",
+            Self::SecondWriter => "not used: it takes writes but is not the primary",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: u64 = 7;
+
+    fn facts(in_recovery: bool, timeline: u32) -> Facts {
+        Facts { in_recovery, system: OURS, timeline, wal: Some(1), replayed: Some(1) }
+    }
+
+    /// `P1` configured primary writable on timeline 1, `Sr` standby in recovery, `R` replica; without facts:
+    /// `?` nothing known, `w` evidence of writable, `h` evidence of hot standby, `x` down, `n` not probed;
+    /// `!` after a timeline: another system.
+    fn decided(nodes: &str, known: Known, asks: bool) -> (Decision, Vec<Option<Quarantine>>) {
+        let parsed: Vec<(Role, char, Option<Facts>)> = nodes
+            .split(' ')
+            .map(|text| {
+                let mut chars = text.chars();
+                let role = match chars.next() {
+                    Some('P') => Role::Primary,
+                    Some('S') => Role::Standby,
+                    _ => Role::Replica,
+                };
+                let what = chars.next().expect("a state");
+                let mut seen = match what {
+                    'r' => Some(facts(true, 0)),
+                    digit => digit.to_digit(10).map(|timeline| facts(false, timeline)),
+                };
+                if let (Some('!'), Some(facts)) = (chars.next(), seen.as_mut()) {
+                    facts.system = 99;
+                }
+                (role, what, seen)
+            })
+            .collect();
+        let claims: Vec<Claim<'_>> = parsed
+            .iter()
+            .map(|(role, what, facts)| Claim {
+                role: *role,
+                down: *what == 'x',
+                probed: *what != 'n',
+                facts: facts.as_ref(),
+                hot_standby: match what {
+                    'w' => Some(false),
+                    'h' => Some(true),
+                    _ => facts.as_ref().map(|facts| facts.in_recovery),
+                },
+            })
+            .collect();
+        let decision = decide(&claims, &known, asks);
+        let after = if known.system.is_none() { Known { system: Some(OURS), ..known } } else { known };
+        let unused =
+            claims.iter().enumerate().map(|(i, claim)| quarantine(i, claim, &after, &decision)).collect();
+        (decision, unused)
+    }
+
+    const fn known(primary: usize, timeline: u32) -> Known {
+        Known { primary: Some(primary), system: Some(OURS), timeline }
+    }
+
+    #[test]
+    fn probes_that_log_in_decide_by_timeline() {
+        use Decision::{Nobody, Primary};
+        use Doubt::{NoneFit, Split, Unpromoted, Waiting};
+        let nothing = Known::default();
+        for (nodes, known, expected) in [
+            ("P1 Sr Rr", nothing, Primary(0)),
+            ("Pr S1 Rr", nothing, Primary(1)),
+            ("Pn Sr", nothing, Nobody(Waiting)),
+            ("P1 Sn", nothing, Nobody(Waiting)),
+            ("P1 Sr Rn", nothing, Primary(0)),
+            ("Px Sr", nothing, Nobody(NoneFit)),
+            ("P? Sr", nothing, Primary(0)),
+            ("P1 S2", nothing, Primary(1)),
+            ("P1 S2 S3", known(0, 1), Primary(2)),
+            ("Px S2 Rr", known(0, 1), Primary(1)),
+            ("P1 S2 Rr", known(1, 2), Primary(1)),
+            ("P1 Sx Rr", known(1, 2), Nobody(NoneFit)),
+            ("P1 Sr", known(1, 2), Nobody(NoneFit)),
+            ("P3 Sr", known(1, 2), Primary(0)),
+            ("Px Sr R2", known(0, 1), Nobody(NoneFit)),
+            ("P1 S1", known(0, 1), Nobody(Split)),
+            ("Px S2 S2", known(0, 1), Nobody(Split)),
+            ("Px S1", known(0, 1), Nobody(Unpromoted)),
+            ("Px S2!", known(0, 1), Nobody(NoneFit)),
+            ("P1 S2!", nothing, Primary(0)),
+            ("Sr S1 S2!", nothing, Nobody(Split)),
+            ("Pr Sr", known(0, 1), Nobody(NoneFit)),
+            ("P? Sr", known(0, 1), Primary(0)),
+            ("P? S2", known(0, 1), Primary(1)),
+            ("Sr Sr", nothing, Nobody(NoneFit)),
+        ] {
+            assert_eq!(decided(nodes, known, true).0, expected, "{nodes} {known:?}");
+        }
+    }
+
+    #[test]
+    fn without_login_configuration_decides_amended_by_evidence() {
+        use Decision::{Nobody, Primary};
+        use Doubt::{NoneFit, Split};
+        let nothing = Known::default();
+        let last = |primary| Known { primary: Some(primary), system: None, timeline: 0 };
+        for (nodes, known, expected) in [
+            ("Pn Sn", nothing, Primary(0)),
+            ("P? S?", nothing, Primary(0)),
+            ("Px S?", last(0), Nobody(NoneFit)),
+            ("Px Sw", last(0), Primary(1)),
+            ("Px Sw Sw", last(0), Nobody(Split)),
+            ("Px S? Rw", last(0), Nobody(NoneFit)),
+            ("Ph Sw", last(0), Primary(1)),
+            ("Ph Sh", last(0), Nobody(NoneFit)),
+            ("P? Sw", last(0), Primary(0)),
+            ("P? S?", last(1), Primary(1)),
+            ("Pw S?", last(1), Primary(1)),
+            ("Pw Sx", last(1), Primary(0)),
+            ("P? Sx", last(1), Nobody(NoneFit)),
+            ("P? S?", last(0), Primary(0)),
+            ("S? S?", nothing, Nobody(NoneFit)),
+        ] {
+            assert_eq!(decided(nodes, known, false).0, expected, "{nodes} {known:?}");
+        }
+    }
+
+    #[test]
+    fn writers_that_are_not_the_primary_are_not_used() {
+        use Quarantine::{OldTimeline, OtherCluster, SecondWriter, WritableReplica};
+        for (nodes, known, expected) in [
+            ("P1 Sr Rr", known(0, 1), vec![None, None, None]),
+            ("P1 S2 Rr", known(1, 2), vec![Some(OldTimeline), None, None]),
+            ("P1 Sr R2", known(0, 1), vec![None, None, Some(WritableReplica)]),
+            ("P1 Sr! R2!", known(0, 1), vec![None, Some(OtherCluster), Some(OtherCluster)]),
+            ("Px S1 Rr", known(0, 1), vec![None, Some(SecondWriter), None]),
+            ("P1 S1 Rr", known(0, 1), vec![None, None, None]),
+            ("Pw S? Rw", known(1, 0), vec![Some(SecondWriter), None, Some(WritableReplica)]),
+        ] {
+            assert_eq!(decided(nodes, known, true).1, expected, "{nodes}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! From the cluster's state to revisioned snapshots on a `watch` channel: a change of state at once, measures
+//! at most once per probe interval. Owner: the coordinator. Never waits for a reader.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use helios_proto::model::Snapshot;
+use tokio::sync::watch;
+
+use crate::cluster::{Change, Cluster};
+
+/// Measures wait this long, so that the answers of one round go out together.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// Publishes snapshots.
+pub(crate) struct Publisher {
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    published: Instant,
+    /// When waiting measures are due.
+    due: Option<Instant>,
+}
+
+impl Publisher {
+    /// Publishes revision 1.
+    pub fn new(cluster: &Cluster, now: Instant) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+        let (snapshots, receiver) = watch::channel(Arc::new(snapshot(cluster, 1)));
+        (Self { snapshots, published: now, due: None }, receiver)
+    }
+
+    /// Notes a change.
+    pub fn note(&mut self, change: Change, cluster: &Cluster, now: Instant) {
+        match change {
+            Change::Nothing => {}
+            Change::Measures => {
+                // A little less than the interval, so that jitter does not skip a round.
+                let earliest = self.published + cluster.spec().health.check_interval.mul_f64(0.8);
+                self.due.get_or_insert(earliest.max(now + GATHER));
+            }
+            Change::State => self.publish(cluster, now),
+        }
+    }
+
+    /// When [`publish`](Self::publish) should be called though nothing happens.
+    pub const fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Publishes the next revision.
+    pub fn publish(&mut self, cluster: &Cluster, now: Instant) {
+        let revision = self.snapshots.borrow().revision + 1;
+        self.snapshots.send_replace(Arc::new(snapshot(cluster, revision)));
+        self.published = now;
+        self.due = None;
+    }
+}
+
+fn snapshot(cluster: &Cluster, revision: u64) -> Snapshot {
+    Snapshot {
+        revision,
+        epoch: cluster.epoch(),
+        settings: Arc::clone(&cluster.spec().settings),
+        nodes: cluster.states().cloned().collect(),
+        primary: cluster.primary(),
+    }
+}
