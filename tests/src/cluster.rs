@@ -210,7 +210,9 @@ impl Node {
         eventually(PATIENCE, "killed server is gone", || {
             all.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists() || is_zombie(*pid))
         });
+        // Where nobody reaps orphans, the dead postmaster's process id stays taken and its lock files look alive.
         let _ = std::fs::remove_file(self.data.join("postmaster.pid"));
+        let _ = std::fs::remove_file(self.sockets.join(format!(".s.PGSQL.{}.lock", self.port)));
     }
 
     /// Makes a standby the primary.

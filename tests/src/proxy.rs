@@ -207,7 +207,7 @@ impl Proxy {
         }
     }
 
-    /// Waits until `/health/ready` says 200.
+    /// Waits until `/health/ready` says 200 and every node has been found healthy.
     ///
     /// # Panics
     /// When it does not in time.
@@ -216,6 +216,11 @@ impl Proxy {
     pub fn ready(self) -> Self {
         eventually(PATIENCE, "proxy is ready", || {
             http::get(self.admin, "/health/ready").is_ok_and(|a| a.status == 200)
+        });
+        eventually(PATIENCE, "every node is healthy", || {
+            let metrics = self.metrics();
+            let mut nodes = metrics.0.iter().filter(|s| s.name == "heliosproxy_node_healthy").peekable();
+            nodes.peek().is_some() && nodes.all(|s| s.value > 0.5)
         });
         self
     }

@@ -19,6 +19,15 @@ struct Load {
     bad: AtomicUsize,
 }
 
+/// Ends the load, also when the test fails: its threads would be waited for.
+struct Stop<'a>(&'a Load);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Load {
     fn run(&self, proxy: &Proxy) {
         let mut client = proxy.connect("app");
@@ -27,8 +36,10 @@ impl Load {
                 self.good.fetch_add(1, Ordering::Relaxed);
             } else {
                 self.bad.fetch_add(1, Ordering::Relaxed);
-                if client.is_closed() {
-                    client = proxy.connect("app");
+                if client.is_closed()
+                    && let Ok(again) = proxy.config("app").connect(NoTls)
+                {
+                    client = again;
                 }
             }
         }
@@ -58,6 +69,7 @@ fn killed_replicas_cost_only_the_statements_in_flight_and_take_reads_again_when_
     let proxy = config(&cluster).start().ready();
     let load = Load::default();
     std::thread::scope(|s| {
+        let _stop = Stop(&load);
         for _ in 0..CLIENTS {
             s.spawn(|| load.run(&proxy));
         }
@@ -83,7 +95,6 @@ fn killed_replicas_cost_only_the_statements_in_flight_and_take_reads_again_when_
             assert_eq!(load.bad.load(Ordering::Relaxed), before, "a replica that comes back costs nothing");
             write();
         }
-        load.stop.store(true, Ordering::Relaxed);
     });
 }
 

@@ -100,10 +100,13 @@ fn the_hints_of_the_guide() {
             } else {
                 client.batch_execute(sql).unwrap();
             }
-            eventually(Duration::from_secs(10), sql, || proxy.logged("Routing query to").len() > before);
-            let line = proxy.logged("Routing query to").pop().unwrap();
-            assert_eq!(line.contains("node=primary "), primary, "{sql}: {line}");
-            assert!(line.contains(&format!("reason={reason}")), "{sql}: {line}");
+            // A driver sends more than the statement (it closes what it prepared): one line is the statement's.
+            eventually(Duration::from_secs(10), sql, || {
+                let mut lines = proxy.logged("Routing query to").into_iter().skip(before);
+                lines.any(|l| {
+                    l.contains("node=primary ") == primary && l.contains(&format!("reason={reason}"))
+                })
+            });
         }
     }
 }
