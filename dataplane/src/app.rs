@@ -48,7 +48,8 @@ pub struct App {
 pub async fn start(config: Config) -> io::Result<App> {
     let (listener, admin_listener) = (bind(config.listen)?, bind(config.admin)?);
     let (listen, admin) = (listener.local_addr()?, admin_listener.local_addr()?);
-    let (accepting, running, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    let (accepting, running, tasks) =
+        (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let control = Standalone::start(config.spec, running.clone(), &tasks);
     let snapshots = control.snapshots();
     let first = Arc::clone(&snapshots.borrow());
@@ -75,7 +76,8 @@ pub async fn start(config: Config) -> io::Result<App> {
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address).map_err(named)?;

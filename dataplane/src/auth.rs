@@ -158,7 +158,9 @@ impl Known {
                 verifier.salt == derived.salt && verifier.admits(&derived.keys)
             }
             (Some(Tried::Md5(stored)), Some(Credential::Md5(known)), _) => stored.ct_eq(known).into(),
-            (Some(Tried::Clear(text)), Some(Credential::Password(known)), _) => text.ct_eq(known.expose()).into(),
+            (Some(Tried::Clear(text)), Some(Credential::Password(known)), _) => {
+                text.ct_eq(known.expose()).into()
+            }
             _ => false,
         }
     }

@@ -54,9 +54,12 @@ impl Args {
     pub fn configuration(&self) -> Result<Config, Problems> {
         let loaded = match &self.config {
             Some(path) => config::load(path, &|name| std::env::var(name).ok()),
-            None => {
-                config::from_args(self.listen.as_deref(), self.admin.as_deref(), self.primary.as_deref(), &self.standby)
-            }
+            None => config::from_args(
+                self.listen.as_deref(),
+                self.admin.as_deref(),
+                self.primary.as_deref(),
+                &self.standby,
+            ),
         };
         let config = loaded.map_err(|report| report.to_string())?;
         unsupported(&config).map_or(Ok(config), Err)

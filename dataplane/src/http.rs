@@ -5,6 +5,7 @@ use crate::listener::WorkerThread;
 use crate::metrics;
 use crate::pool::View;
 use crate::worker::Shared;
+use helios_proto::model::Health;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -12,7 +13,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use helios_proto::model::Health;
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -121,17 +121,21 @@ fn health(shim: &Shim, view: &View) -> Response<Full<Bytes>> {
 }
 
 fn pool_stats(shim: &Shim, view: &View) -> Value {
-    let pools: Vec<_> = view.pools.iter().map(|pool| {
-        let counts = pool.counts();
-        json!({
-            "node": pool.node.name.as_str(),
-            "total": counts.total,
-            "active": counts.active,
-            "idle": counts.idle,
-            "waiting": counts.waiting,
-            "max": view.settings().pool.max_pool_size,
+    let pools: Vec<_> = view
+        .pools
+        .iter()
+        .map(|pool| {
+            let counts = pool.counts();
+            json!({
+                "node": pool.node.name.as_str(),
+                "total": counts.total,
+                "active": counts.active,
+                "idle": counts.idle,
+                "waiting": counts.waiting,
+                "max": view.settings().pool.max_pool_size,
+            })
         })
-    }).collect();
+        .collect();
     json!({
         "mode": view.settings().pool.mode.word(),
         "sessions": shim.shared.registry.len(),
@@ -140,22 +144,28 @@ fn pool_stats(shim: &Shim, view: &View) -> Value {
 }
 
 fn nodes(view: &View) -> Value {
-    let nodes: Vec<_> = view.snapshot.nodes.iter().enumerate().map(|(at, state)| {
-        json!({
-            "name": state.node.name.as_str(),
-            "host": state.node.host,
-            "port": state.node.port,
-            "role": state.role.word(),
-            "configured_role": state.node.role.word(),
-            "primary": view.snapshot.primary == Some(at),
-            "health": state.health.word(),
-            "weight": state.node.weight,
-            "latency_ms": state.latency.map(|latency| latency.as_secs_f64() * 1e3),
-            "lag_bytes": state.lag_bytes,
-            "lag_ms": state.lag.map(|lag| lag.as_secs_f64() * 1e3),
-            "last_error": state.last_error.as_deref(),
+    let nodes: Vec<_> = view
+        .snapshot
+        .nodes
+        .iter()
+        .enumerate()
+        .map(|(at, state)| {
+            json!({
+                "name": state.node.name.as_str(),
+                "host": state.node.host,
+                "port": state.node.port,
+                "role": state.role.word(),
+                "configured_role": state.node.role.word(),
+                "primary": view.snapshot.primary == Some(at),
+                "health": state.health.word(),
+                "weight": state.node.weight,
+                "latency_ms": state.latency.map(|latency| latency.as_secs_f64() * 1e3),
+                "lag_bytes": state.lag_bytes,
+                "lag_ms": state.lag.map(|lag| lag.as_secs_f64() * 1e3),
+                "last_error": state.last_error.as_deref(),
+            })
         })
-    }).collect();
+        .collect();
     json!({ "revision": view.snapshot.revision, "epoch": view.snapshot.epoch, "nodes": nodes })
 }
 

@@ -38,9 +38,14 @@ pub struct WorkerThread {
 ///
 /// # Errors
 /// What the system says about threads and reactors.
-pub fn start_worker(id: usize, shared: &Arc<Shared>, stop: CancellationToken) -> std::io::Result<WorkerThread> {
+pub fn start_worker(
+    id: usize,
+    shared: &Arc<Shared>,
+    stop: CancellationToken,
+) -> std::io::Result<WorkerThread> {
     // Two blocking threads: enough for name look-ups, and a bound on how many SCRAM derivations run at once.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
     let counters = Arc::new(Counters::default());
     let worker = Worker::new(id, Arc::clone(shared), Arc::clone(&counters));
     let (clients, inbox) = unbounded_channel();
@@ -99,7 +104,12 @@ impl WorkerThread {
 }
 
 /// Accepts until stopped.
-pub async fn accept(listener: TcpListener, shared: Arc<Shared>, workers: Arc<Vec<WorkerThread>>, stop: CancellationToken) {
+pub async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    workers: Arc<Vec<WorkerThread>>,
+    stop: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -127,7 +137,9 @@ fn hand_over(mut io: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, workers:
             return;
         }
     };
-    let Some(worker) = workers.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed)) else { return };
+    let Some(worker) = workers.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed)) else {
+        return;
+    };
     let io = tune(&io).and_then(|()| io.into_std());
     let Ok(io) = io else { return };
     worker.load.fetch_add(1, Ordering::Relaxed);

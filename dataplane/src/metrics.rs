@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Upper bounds of the latency buckets, in microseconds. The guide's 0.001, 0.01 and 0.1 s are among them.
-const BOUNDS: [u64; 14] =
-    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 10_000_000];
+const BOUNDS: [u64; 14] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000,
+    10_000_000,
+];
 
 /// A histogram of durations.
 #[derive(Default)]
@@ -60,7 +62,9 @@ impl Latencies {
     /// Counts a duration.
     pub fn observe(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        if let Some(bucket) = BOUNDS.iter().position(|&bound| micros <= bound).and_then(|at| self.buckets.get(at)) {
+        if let Some(bucket) =
+            BOUNDS.iter().position(|&bound| micros <= bound).and_then(|at| self.buckets.get(at))
+        {
             count(bucket);
         }
         count(&self.count);
@@ -159,12 +163,20 @@ fn histogram<'a>(workers: &'a [Arc<Counters>], of: impl Fn(&'a Counters) -> &'a 
 
 fn pools(families: &mut Vec<MetricFamily>, view: &View) {
     let each = |of: fn(crate::pool::node::Counts) -> u32| {
-        view.pools.iter().map(|p| gauge(&[("node", p.node.name.as_str())], f64::from(of(p.counts())))).collect()
+        view.pools
+            .iter()
+            .map(|p| gauge(&[("node", p.node.name.as_str())], f64::from(of(p.counts()))))
+            .collect()
     };
     let kind = MetricType::GAUGE;
     let help = "Server connections open or being opened.";
     families.push(family("pool_connections_total", help, kind, each(|c| c.total)));
-    families.push(family("pool_connections_active", "Server connections lent to sessions.", kind, each(|c| c.active)));
+    families.push(family(
+        "pool_connections_active",
+        "Server connections lent to sessions.",
+        kind,
+        each(|c| c.active),
+    ));
     families.push(family("pool_connections_idle", "Server connections at rest.", kind, each(|c| c.idle)));
     let waiting = each(|c| u32::try_from(c.waiting).unwrap_or(u32::MAX));
     families.push(family("pool_waiting", "Sessions that wait for a server connection.", kind, waiting));
@@ -187,18 +199,36 @@ fn queries(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>]) {
 fn nodes(families: &mut Vec<MetricFamily>, view: &View) {
     let nodes = &view.snapshot.nodes;
     let name = |i: usize| view.name(i);
-    let healthy = nodes.iter().enumerate().map(|(i, n)| {
-        gauge(&[("node", name(i))], if n.health == Health::Down { 0.0 } else { 1.0 })
-    });
-    families.push(family("node_healthy", "1 unless the health checks say down.", MetricType::GAUGE, healthy.collect()));
-    let latency = nodes.iter().enumerate().filter_map(|(i, n)| {
-        n.latency.map(|latency| gauge(&[("node", name(i))], latency.as_secs_f64()))
-    });
-    families.push(family("node_latency_seconds", "Last probe's round trip.", MetricType::GAUGE, latency.collect()));
-    let lag = nodes.iter().enumerate().filter_map(|(i, n)| {
-        n.lag_bytes.map(|lag| gauge(&[("node", name(i))], float(lag)))
-    });
-    families.push(family("node_lag_bytes", "Replay lag behind the primary.", MetricType::GAUGE, lag.collect()));
+    let healthy = nodes
+        .iter()
+        .enumerate()
+        .map(|(i, n)| gauge(&[("node", name(i))], if n.health == Health::Up { 1.0 } else { 0.0 }));
+    families.push(family(
+        "node_healthy",
+        "1 if the health checks say up.",
+        MetricType::GAUGE,
+        healthy.collect(),
+    ));
+    let latency = nodes
+        .iter()
+        .enumerate()
+        .filter_map(|(i, n)| n.latency.map(|latency| gauge(&[("node", name(i))], latency.as_secs_f64())));
+    families.push(family(
+        "node_latency_seconds",
+        "Last probe's round trip.",
+        MetricType::GAUGE,
+        latency.collect(),
+    ));
+    let lag = nodes
+        .iter()
+        .enumerate()
+        .filter_map(|(i, n)| n.lag_bytes.map(|lag| gauge(&[("node", name(i))], float(lag))));
+    families.push(family(
+        "node_lag_bytes",
+        "Replay lag behind the primary.",
+        MetricType::GAUGE,
+        lag.collect(),
+    ));
 }
 
 fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], view: &View) {

@@ -1,8 +1,9 @@
 //! The embedded control plane: the same core as `helios-controlplane`, inside this process, fed by the file. The only
 //! module that imports it.
 
+use crate::worker::TellEvidence;
 use helios_controlplane::Handle;
-use helios_proto::model::{Evidence, NodeName, Snapshot, Spec};
+use helios_proto::model::{Snapshot, Spec};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -33,7 +34,7 @@ impl Standalone {
 
     /// Where sessions report what they saw of a node; never waits.
     #[must_use]
-    pub fn evidence(&self) -> Box<dyn Fn(&NodeName, Evidence) + Send + Sync> {
+    pub fn evidence(&self) -> TellEvidence {
         let events = self.handle.events.clone();
         Box::new(move |node, evidence| events.evidence(node.clone(), evidence))
     }

@@ -317,7 +317,12 @@ impl NodePool {
     }
 
     /// A place for one more connection of an identity that has fewer than `least` idle, if there is room.
-    pub(super) fn reserve(self: &Arc<Self>, identity: &Arc<Identity>, least: u32, caps: Caps) -> Option<Slot> {
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        identity: &Arc<Identity>,
+        least: u32,
+        caps: Caps,
+    ) -> Option<Slot> {
         let mut inner = self.lock();
         let idle = inner.idle.get(&identity.id).map_or(0, Vec::len);
         let enough = idle >= usize::try_from(least).unwrap_or(usize::MAX);
@@ -404,7 +409,13 @@ impl Inner {
             (!user_full || conn.identity.user == identity.user)
                 && (!database_full || conn.identity.database == identity.database)
         };
-        let oldest = self.idle.values().flatten().filter(|conn| fits(conn)).map(|c| (c.idle_since, c.identity.id)).min()?;
+        let oldest = self
+            .idle
+            .values()
+            .flatten()
+            .filter(|conn| fits(conn))
+            .map(|c| (c.idle_since, c.identity.id))
+            .min()?;
         let conns = self.idle.get_mut(&oldest.1)?;
         let at = conns.iter().position(|conn| conn.idle_since == oldest.0)?;
         let conn = conns.remove(at);
@@ -467,7 +478,10 @@ impl Inner {
         if !same(front) && age >= SWITCH_AFTER {
             return Pick::Other;
         }
-        near().position(|q| same(q) && local(q)).or_else(|| near().position(same)).map_or(Pick::Other, Pick::Same)
+        near()
+            .position(|q| same(q) && local(q))
+            .or_else(|| near().position(same))
+            .map_or(Pick::Other, Pick::Same)
     }
 }
 

@@ -18,7 +18,12 @@ const TRIM_EVERY: u32 = 20;
 pub const NO_WORKER: usize = usize::MAX;
 
 /// Runs until stopped.
-pub async fn run(pools: Arc<Pools>, identities: Arc<Identities>, stop: CancellationToken, tracker: TaskTracker) {
+pub async fn run(
+    pools: Arc<Pools>,
+    identities: Arc<Identities>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ticks = 0u32;

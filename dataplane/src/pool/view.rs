@@ -1,8 +1,8 @@
 //! The current snapshot bound to the pools of its nodes. Replaced whole, forward only; a node that stays keeps its
 //! pool and its connections.
 
-use super::node::{Caps, NodePool};
 use super::Identity;
+use super::node::{Caps, NodePool};
 use arc_swap::ArcSwap;
 use helios_proto::model::{Health, Overrides, PoolMode, Role, Settings, Snapshot};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,11 +49,16 @@ impl View {
     pub fn session_settings(&self, user: &[u8], database: &[u8]) -> SessionSettings {
         let settings = self.settings();
         let none = Overrides::default();
-        let of_user = settings.users.iter().find(|u| u.name.as_bytes() == user).map_or(&none, |u| &u.overrides);
-        let of_db = settings.databases.iter().find(|d| d.name.as_bytes() == database).map_or(&none, |d| &d.overrides);
+        let of_user =
+            settings.users.iter().find(|u| u.name.as_bytes() == user).map_or(&none, |u| &u.overrides);
+        let of_db =
+            settings.databases.iter().find(|d| d.name.as_bytes() == database).map_or(&none, |d| &d.overrides);
         SessionSettings {
             mode: of_user.mode.or(of_db.mode).unwrap_or(settings.pool.mode),
-            query_timeout: of_user.query_timeout.or(of_db.query_timeout).unwrap_or(settings.limits.query_timeout),
+            query_timeout: of_user
+                .query_timeout
+                .or(of_db.query_timeout)
+                .unwrap_or(settings.limits.query_timeout),
             idle_in_transaction_timeout: of_user
                 .idle_in_transaction_timeout
                 .or(of_db.idle_in_transaction_timeout)

@@ -3,8 +3,8 @@
 
 use super::{Ledger, ServerConn, ServerIdent};
 use helios_pgwire::backend::{TxStatus, max_len};
-use helios_pgwire::frontend;
 use helios_pgwire::frame::Header;
+use helios_pgwire::frontend;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -48,7 +48,11 @@ pub struct Leftover {
 }
 
 /// Makes a connection fit for another session, or closes it. Returns it when it is clean.
-pub async fn clean(mut conn: Box<ServerConn>, mut left: Leftover, reset_query: &str) -> Option<Box<ServerConn>> {
+pub async fn clean(
+    mut conn: Box<ServerConn>,
+    mut left: Leftover,
+    reset_query: &str,
+) -> Option<Box<ServerConn>> {
     match timeout(CLEAN_TIMEOUT, steps(&mut conn, &mut left, reset_query)).await {
         Ok(Ok(true)) => Some(conn),
         _ => {
@@ -75,7 +79,10 @@ async fn steps(conn: &mut ServerConn, left: &mut Leftover, reset_query: &str) ->
         }
         conn.needs_reset = false;
     }
-    Ok(left.ledger.settled() && left.ledger.status() == TxStatus::Idle && left.buf.is_empty() && left.unread == 0)
+    Ok(left.ledger.settled()
+        && left.ledger.status() == TxStatus::Idle
+        && left.buf.is_empty()
+        && left.unread == 0)
 }
 
 /// Runs a statement of ours; whether it succeeded.

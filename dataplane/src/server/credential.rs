@@ -66,7 +66,12 @@ impl Credential {
     /// The answer to what a backend asks, with the bytes it borrows held by `hold`; `None` if this credential
     /// cannot answer that.
     #[must_use]
-    pub fn answer<'a>(&'a self, asked: Asked, user: &[u8], hold: &'a mut Zeroizing<Vec<u8>>) -> Option<Answer<'a>> {
+    pub fn answer<'a>(
+        &'a self,
+        asked: Asked,
+        user: &[u8],
+        hold: &'a mut Zeroizing<Vec<u8>>,
+    ) -> Option<Answer<'a>> {
         match (self, asked) {
             (Self::Password(_) | Self::Scram(_), Asked::Scram) => Some(Answer::Scram),
             (Self::Password(password), Asked::Cleartext) => Some(Answer::Cleartext(password.expose())),

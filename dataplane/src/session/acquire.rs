@@ -59,8 +59,9 @@ impl Drop for Leave<'_> {
 /// The error of the acquire timeout, in the words of the guide.
 #[must_use]
 pub fn timed_out(severity: Severity) -> PgError {
-    let error = PgError::error("53300", "connection acquire timeout")
-        .hint("Increase max_pool_size, use transaction or statement mode, or hold connections for a shorter time.");
+    let error = PgError::error("53300", "connection acquire timeout").hint(
+        "Increase max_pool_size, use transaction or statement mode, or hold connections for a shorter time.",
+    );
     PgError { severity, ..error }
 }
 
@@ -140,14 +141,17 @@ impl<'a> Seeker<'a> {
                 pool.put_back(conn);
                 Ok(())
             }
-            Err(Failure::Statement(error)) => {
-                Err(PgError { severity: Severity::Fatal, ..*error }.into())
-            }
+            Err(Failure::Statement(error)) => Err(PgError { severity: Severity::Fatal, ..*error }.into()),
             Err(Failure::Session(raw)) => Err(super::login::Refusal::Raw(raw)),
         }
     }
 
-    async fn dial(&mut self, slot: Slot, view: &View, node: usize) -> Result<Option<Box<ServerConn>>, Failure> {
+    async fn dial(
+        &mut self,
+        slot: Slot,
+        view: &View,
+        node: usize,
+    ) -> Result<Option<Box<ServerConn>>, Failure> {
         let pool = Arc::clone(slot.pool());
         match open(slot, self.worker.id, view.settings().pool.max_lifetime).await {
             Ok(conn) => Ok(Some(conn)),
@@ -168,6 +172,7 @@ impl<'a> Seeker<'a> {
         match error {
             DialError::Login(LoginError::Refused { sqlstate, raw, .. }) => {
                 let full = sqlstate == "53300";
+                tracing::debug!(node = %name, %error, "a node refused a server connection");
                 if !full && sqlstate != "57P03" && sqlstate != "57P01" {
                     return Next::Fail(Failure::Session(raw.clone()));
                 }

@@ -479,7 +479,9 @@ impl Core {
         self.wrote |= verdict.may_write;
         match verdict.class {
             Class::Empty | Class::Read => self.counts.reads = self.counts.reads.saturating_add(1),
-            Class::VolatileFunction | Class::Write => self.counts.writes = self.counts.writes.saturating_add(1),
+            Class::VolatileFunction | Class::Write => {
+                self.counts.writes = self.counts.writes.saturating_add(1)
+            }
         }
         self.discarding = tag == b'Q' && verdict.is_discard_all;
         self.pins = self.pins.union(verdict.pins);
@@ -537,7 +539,8 @@ impl Core {
             ServerOutcome::Fatal if self.replayable() => ServerStep { forward: 0, outcome },
             _ => {
                 self.held = 0;
-                let settled = outcome == ServerOutcome::More && self.ledger.settled() && self.server_skip == 0;
+                let settled =
+                    outcome == ServerOutcome::More && self.ledger.settled() && self.server_skip == 0;
                 ServerStep { forward: at, outcome: if settled { ServerOutcome::Settled } else { outcome } }
             }
         }

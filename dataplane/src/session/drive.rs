@@ -154,10 +154,11 @@ impl Session {
         {
             (self.worker.shared.evidence)(&server.slot.pool().node.name, Evidence::InHotStandby(standby));
         }
+        // What the client sent ahead may mean something else now: after an answer, or when the server reads COPY data.
+        self.look = self.core.ledger().settled() || self.core.ledger().copy_in();
         if !self.core.ledger().settled() {
             return;
         }
-        self.look = true;
         let now = Instant::now();
         self.rested = now;
         if let Some(started) = self.started.take() {
@@ -253,7 +254,8 @@ impl Session {
 
     /// Bytes of the client wait for the server's answer, or for the client to read ours: read no more of them.
     fn stalled(&self) -> bool {
-        let waits = !self.to_client.inbox.is_empty() && !self.core.ledger().settled() && self.server.is_some();
+        let waits =
+            !self.to_client.inbox.is_empty() && !self.core.ledger().settled() && self.server.is_some();
         (waits && self.core.replayable()) || self.to_client.blocked() || self.to_client.inbox.len() > STALL_AT
     }
 
@@ -377,7 +379,9 @@ impl Session {
         let settings = view.settings();
         let read_your_writes = match settings.balancer.read_your_writes {
             ReadYourWrites::Off => false,
-            ReadYourWrites::Time(window) => self.last_write.is_some_and(|at| now.saturating_duration_since(at) < window),
+            ReadYourWrites::Time(window) => {
+                self.last_write.is_some_and(|at| now.saturating_duration_since(at) < window)
+            }
         };
         let session = SessionFacts {
             in_transaction: false,

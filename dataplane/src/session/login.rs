@@ -91,7 +91,9 @@ impl Login<'_> {
         }
         if self.startup.replication == Replication::Yes {
             let text = "replication connections are not supported by HeliosProxy";
-            return Err(PgError::fatal("0A000", text).hint("Connect to the PostgreSQL server itself.").into());
+            return Err(PgError::fatal("0A000", text)
+                .hint("Connect to the PostgreSQL server itself.")
+                .into());
         }
         let view = self.worker.shared.pools.view();
         let (credential, epoch) = self.authenticate(&view).await?;
@@ -127,7 +129,9 @@ impl Login<'_> {
         }
         let ttl = view.settings().auth.proof_ttl;
         match shared.auth.learned(user, database, ttl) {
-            Some(known) if matches!(known.proof, Proof::Scram(_)) || self.is_near() => self.by_memory(known).await,
+            Some(known) if matches!(known.proof, Proof::Scram(_)) || self.is_near() => {
+                self.by_memory(known).await
+            }
             _ => self.by_backend(view).await,
         }
     }
@@ -178,7 +182,9 @@ impl Login<'_> {
         let malformed = || Refusal::from(PgError::fatal("08P01", "malformed SCRAM message"));
         let (mechanism, rest) = take_cstr(&body).ok_or_else(malformed)?;
         if mechanism != MECHANISM.as_bytes() {
-            return Err(PgError::fatal("08P01", "client selected an invalid SASL authentication mechanism").into());
+            return Err(
+                PgError::fatal("08P01", "client selected an invalid SASL authentication mechanism").into()
+            );
         }
         let (len, data) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
         let fits = usize::try_from(u32::from_be_bytes(*len)) == Ok(data.len());
@@ -259,7 +265,9 @@ impl Login<'_> {
 
     /// A place for the connection that judges the login, on the primary if there is one.
     async fn place(&self, view: &Arc<View>) -> Result<Slot, Refusal> {
-        let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health != helios_proto::model::Health::Down);
+        let up = |i: &usize| {
+            view.snapshot.nodes.get(*i).is_some_and(|n| n.health != helios_proto::model::Health::Down)
+        };
         let node = view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up));
         let none = || Refusal::from(PgError::fatal("57P03", "no server is available to check the login"));
         let pool = node.and_then(|i| view.pools.get(i)).ok_or_else(none)?;
@@ -289,7 +297,9 @@ impl Login<'_> {
     /// A refusal of the backend goes to the client in the backend's words, after AuthenticationOk if that had come.
     fn dial_error(&self, slot: &Slot, error: DialError) -> Refusal {
         match error {
-            DialError::Login(LoginError::Refused { raw, authenticated, .. }) => {
+            DialError::Login(LoginError::Refused { raw, authenticated, sqlstate, message }) => {
+                let node = &slot.pool().node.name;
+                tracing::debug!(node = %node, %sqlstate, %message, "the backend refused a login");
                 let mut out = Vec::new();
                 if authenticated {
                     backend::auth(&mut out, 0, b"");

@@ -54,7 +54,12 @@ pub async fn serve(worker: Arc<Worker>, io: TcpStream, peer: SocketAddr, mut cou
 type Entered = Box<(Session, crate::registry::Registered)>;
 
 /// Everything up to the first ReadyForQuery, under one timeout.
-async fn enter(worker: &Arc<Worker>, io: TcpStream, peer: SocketAddr, counted: &mut Counted) -> Option<Entered> {
+async fn enter(
+    worker: &Arc<Worker>,
+    io: TcpStream,
+    peer: SocketAddr,
+    counted: &mut Counted,
+) -> Option<Entered> {
     let limit = worker.shared.pools.view().settings().limits.login_timeout;
     let mut lobby = Lobby { io, buf: Vec::new() };
     let entered = timeout(limit, login(worker, &mut lobby, peer, counted)).await;
@@ -299,7 +304,10 @@ impl Session {
         *replays = 0;
         let wrote = self.core.take_wrote();
         let error = match wrote {
-            true => PgError::error("40003", "connection to the server was lost; it is unknown whether the statement was executed"),
+            true => PgError::error(
+                "40003",
+                "connection to the server was lost; it is unknown whether the statement was executed",
+            ),
             false => PgError::error("08006", "connection to the server was lost"),
         };
         let mut out = Vec::new();

@@ -133,6 +133,7 @@ fn refuse(error: StartupError) -> Refusal {
 }
 
 fn stuffed() -> Refusal {
-    let detail = "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.";
+    let detail =
+        "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.";
     PgError::fatal("08P01", "received unencrypted data after GSSAPI encryption request").detail(detail).into()
 }

@@ -162,8 +162,8 @@ fn dead_idle_servers_are_replaced_without_an_error() {
         let ended: i64 = cluster.primary().superuser().query_one(sql, &[]).unwrap().get(0);
         assert_eq!(ended, 5);
         for i in 0..100 {
-            let row = clients[i % 5].query_one("select 1", &[]).unwrap();
-            assert_eq!(row.get::<_, i32>(0), 1);
+            let rows = clients[i % 5].query_typed("select 1", &[]).unwrap();
+            assert_eq!(rows[0].get::<_, i32>(0), 1);
         }
     }
 }

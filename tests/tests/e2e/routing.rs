@@ -19,7 +19,7 @@ fn node(cluster: &Cluster, client: &mut Client, sql: &str) -> String {
 
 /// The node that answered `sql`, asked by the extended protocol.
 fn node_extended(cluster: &Cluster, client: &mut Client, sql: &str) -> String {
-    by_port(cluster, client.query_one(sql, &[]).unwrap().get(0))
+    by_port(cluster, client.query_typed(sql, &[]).unwrap()[0].get(0))
 }
 
 fn by_port(cluster: &Cluster, port: &str) -> String {
@@ -82,6 +82,7 @@ fn the_hints_of_the_guide() {
          create table live_metrics as select 1 as m; create table events as select 1 as e; \
          grant select on accounts, analytics_data, live_metrics, events to public",
     );
+    cluster.nodes.iter().filter(|n| n.name != "primary").for_each(|n| n.catch_up(cluster.primary()));
     let proxy = Config::new(cluster).start().ready();
     let mut client = proxy.connect("app");
     // As written in the guide, each by both protocols; only the log tells where it went.
@@ -96,7 +97,7 @@ fn the_hints_of_the_guide() {
         for extended in [false, true] {
             let before = proxy.logged("Routing query to").len();
             if extended {
-                client.query(sql, &[]).unwrap();
+                client.query_typed(sql, &[]).unwrap();
             } else {
                 client.batch_execute(sql).unwrap();
             }
