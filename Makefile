@@ -30,6 +30,7 @@ lint:
 features:
 	$(CARGO) clippy --profile fast --locked $(PROXY) --no-default-features --all-targets -- -D warnings
 	$(CARGO) clippy --profile fast --locked $(PROXY) --no-default-features --features pool-modes --all-targets -- -D warnings
+	$(CARGO) clippy --profile fast --locked $(PROXY) --features pool-modes,distribcache --all-targets -- -D warnings
 
 # The proxy against PgBouncer; BENCH takes options of tests/bench/run.py, such as BENCH="--rounds 5".
 bench: setup

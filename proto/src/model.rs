@@ -25,9 +25,9 @@ pub enum Role {
 pub struct Node {
     /// Unique name; also the `node` label of metrics and log lines.
     pub name: NodeName,
-    /// Host name, IP address, or absolute directory of a unix socket.
+    /// Host name or IP address.
     pub host: String,
-    /// TCP port (or the number in the unix socket's file name).
+    /// TCP port.
     pub port: u16,
     /// Configured role.
     pub role: Role,

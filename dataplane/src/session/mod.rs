@@ -4,6 +4,8 @@
 
 pub mod acquire;
 pub mod core;
+#[cfg(test)]
+mod core_tests;
 pub mod drive;
 pub mod leg;
 pub mod login;

@@ -162,7 +162,7 @@ keys! {
     }
     Nodes {
         name: Text, Absent, "Unique name for metrics and logs; else derived from the role.";
-        host: Text, Required, "Host name, IP address, or directory of a unix socket.";
+        host: Text, Required, "Host name or IP address.";
         port: Whole("a TCP port", 1, 65_535), Number(5432), "TCP port.";
         role: Word(&["primary", "standby", "replica"]), Required, "primary, standby (may be promoted) or replica (never promoted).";
         weight: Whole("shares", 0, 10_000), Number(100), "Share of reads; 0: none while other nodes can.";

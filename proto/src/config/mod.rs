@@ -85,8 +85,8 @@ pub fn parse(text: &str, file_name: &str, env: &dyn Fn(&str) -> Option<String>) 
     read(text, file_name, env).map(|(config, _)| config)
 }
 
-/// The configuration of a command line without a file: defaults, and nodes as `host`, `host:port`, `[ipv6]:port`
-/// or the directory of a unix socket; `None` addresses take their defaults.
+/// The configuration of a command line without a file: defaults, and nodes as `host`, `host:port` or `[ipv6]:port`;
+/// `None` addresses take their defaults.
 ///
 /// # Errors
 /// Every address that is wrong, two equal nodes, or no node at all.

@@ -114,10 +114,12 @@ fn is_node_name(name: &str) -> bool {
 /// Why a host cannot be right.
 fn bad_host(host: &str) -> Option<&'static str> {
     if host.starts_with('/') {
-        return None;
+        return Some(
+            "is a unix socket directory, which is not supported by this version; use a host name or an IP address",
+        );
     }
     if host.chars().any(|c| c.is_whitespace() || c.is_control() || c == '/') {
-        return Some("is not a host name, an IP address or an absolute directory");
+        return Some("is not a host name or an IP address");
     }
     if host.contains(':') && host.parse::<Ipv6Addr>().is_err() {
         return Some("has a port in it; write the port as port");
@@ -125,10 +127,10 @@ fn bad_host(host: &str) -> Option<&'static str> {
     None
 }
 
-/// `host`, `host:port`, `[ipv6]:port` or a directory, as the command line gives a node.
+/// `host`, `host:port` or `[ipv6]:port`, as the command line gives a node.
 pub(super) fn from_arg(text: &str, role: Role) -> Option<Draft> {
     let (host, port) = match text.rsplit_once(':') {
-        _ if text.starts_with('/') || text.parse::<Ipv6Addr>().is_ok() => (text, None),
+        _ if text.parse::<Ipv6Addr>().is_ok() => (text, None),
         Some((host, port)) => (host, Some(port)),
         None => (text, None),
     };

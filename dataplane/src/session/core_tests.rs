@@ -1,0 +1,273 @@
+//! The session core driven without a socket: scripted bytes in any split, what it forwards, replies and decides.
+
+use super::core::{ClientStep, Core, Ending, ServerOutcome};
+use super::run::Judge;
+use crate::route::{Class, NoFunctions, Pins, VerdictCache};
+use helios_pgwire::PgError;
+use helios_pgwire::backend::{TxStatus, ready_for_query};
+use helios_pgwire::frame::put;
+use helios_proto::model::PoolMode;
+
+fn query(sql: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    helios_pgwire::frontend::query(&mut out, sql);
+    out
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, b'P', |b| b.extend_from_slice(format!("{name}\0{sql}\0\0\0").as_bytes()));
+    out
+}
+
+fn bind(statement: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, b'B', |b| b.extend_from_slice(format!("\0{statement}\0\0\0\0\0\0\0").as_bytes()));
+    out
+}
+
+fn bare(tag: u8) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, tag, |_| {});
+    out
+}
+
+fn extended(sql: &str) -> Vec<u8> {
+    [parse("", sql), bind(""), bare(b'E'), bare(b'S')].concat()
+}
+
+fn ready(status: TxStatus) -> Vec<u8> {
+    let mut out = Vec::new();
+    ready_for_query(&mut out, status);
+    out
+}
+
+/// A core with a client's inbox, in the role of the driver.
+struct Play {
+    core: Core,
+    cache: VerdictCache,
+    inbox: Vec<u8>,
+    forwarded: Vec<u8>,
+    replied: Vec<u8>,
+}
+
+/// What made the player stop.
+#[derive(Debug, PartialEq, Eq)]
+enum Stop {
+    Wait,
+    Stall,
+    Acquire,
+    Close(Ending),
+}
+
+impl Play {
+    fn new(mode: PoolMode) -> Self {
+        let cache = VerdictCache::new();
+        Self { core: Core::new(mode), cache, inbox: vec![], forwarded: vec![], replied: vec![] }
+    }
+
+    fn client(&mut self, bytes: &[u8]) -> Stop {
+        self.inbox.extend_from_slice(bytes);
+        loop {
+            let mut judge =
+                Judge { cache: &mut self.cache, standard_strings: true, known: &NoFunctions, readable: true };
+            match self.core.client(&self.inbox, &mut judge, &mut self.replied) {
+                ClientStep::Wait => return Stop::Wait,
+                ClientStep::Stall => return Stop::Stall,
+                ClientStep::Acquire => return Stop::Acquire,
+                ClientStep::Close(ending) => return Stop::Close(ending),
+                ClientStep::Forward(n) => self.forwarded.extend(self.inbox.drain(..n)),
+                ClientStep::Consume(n) => drop(self.inbox.drain(..n)),
+            }
+        }
+    }
+
+    /// Like `client`, with a server connection at hand whenever one is needed.
+    fn client_bound(&mut self, bytes: &[u8], standby: bool) -> Stop {
+        let mut stop = self.client(bytes);
+        while stop == Stop::Acquire {
+            self.core.bind(standby);
+            stop = self.client(&[]);
+        }
+        stop
+    }
+
+    fn server(&mut self, bytes: &[u8]) -> (usize, ServerOutcome) {
+        let step = self.core.server(bytes, &[]);
+        (step.forward, step.outcome)
+    }
+}
+
+#[test]
+fn a_statement_is_forwarded_untouched_and_frees_its_server() {
+    let mut play = Play::new(PoolMode::Transaction);
+    let sql = query("select 1");
+    assert_eq!(play.client(&sql), Stop::Acquire);
+    assert_eq!(play.core.run().verdict().class, Class::Read);
+    assert_eq!(play.client_bound(&[], false), Stop::Wait);
+    assert_eq!(play.forwarded, sql);
+    assert!(!play.core.may_release());
+    let answer = [bare(b'T'), bare(b'D'), bare(b'C'), ready(TxStatus::Idle)].concat();
+    assert_eq!(play.server(&answer), (answer.len(), ServerOutcome::Settled));
+    assert!(play.core.may_release());
+}
+
+#[test]
+fn any_split_of_the_clients_bytes_forwards_the_same() {
+    let script = [query("begin"), extended("insert into t values (1)"), query("commit"), bare(b'F')].concat();
+    for size in 1..=script.len() {
+        let mut play = Play::new(PoolMode::Transaction);
+        for chunk in script.chunks(size) {
+            play.client_bound(chunk, false);
+        }
+        assert_eq!(play.forwarded, script, "in chunks of {size}");
+        assert!(play.inbox.is_empty() && play.replied.is_empty());
+    }
+}
+
+#[test]
+fn any_split_of_the_servers_bytes_forwards_the_same_and_settles_once() {
+    let answer =
+        [bare(b'1'), bare(b'2'), vec![b'D', 0, 0, 0, 9, 1, 2, 3, 4, 5], bare(b'C'), ready(TxStatus::Idle)]
+            .concat();
+    for size in 1..=answer.len() {
+        for standby in [false, true] {
+            let mut play = Play::new(PoolMode::Transaction);
+            play.client_bound(&extended("select 1"), standby);
+            let (mut inbox, mut forwarded, mut settled) = (Vec::new(), Vec::new(), 0);
+            for chunk in answer.chunks(size) {
+                inbox.extend_from_slice(chunk);
+                let (n, outcome) = play.server(&inbox);
+                forwarded.extend(inbox.drain(..n));
+                settled += usize::from(outcome == ServerOutcome::Settled);
+            }
+            assert_eq!((forwarded, settled), (answer.clone(), 1), "in chunks of {size}");
+            assert!(play.core.may_release());
+        }
+    }
+}
+
+#[test]
+fn a_standbys_refusal_is_not_forwarded_and_the_run_comes_again_as_a_write() {
+    let mut play = Play::new(PoolMode::Transaction);
+    let run = extended("select f()");
+    play.client_bound(&run, true);
+    let head = [bare(b'1'), bare(b'2')].concat();
+    assert_eq!(play.server(&head), (0, ServerOutcome::More));
+    let refusal = PgError::error("25006", "cannot execute INSERT in a read-only transaction").to_bytes();
+    assert_eq!(play.server(&[head.clone(), refusal].concat()), (0, ServerOutcome::Refused));
+    assert_eq!(play.core.held(), head.len());
+    play.core.abandon();
+    play.core.replay();
+    play.cache.learn_write(b"select f()");
+    play.forwarded.clear();
+    assert_eq!(play.client(&run), Stop::Acquire);
+    assert_eq!(play.core.run().verdict().class, Class::Write);
+}
+
+#[test]
+fn a_failed_checkout_drops_the_run_and_nothing_else() {
+    let error = PgError::error("53300", "connection acquire timeout");
+    for (run, answers) in [(query("select 1"), 1), (extended("select 1"), 1)] {
+        let mut play = Play::new(PoolMode::Transaction);
+        assert_eq!(play.client(&[run, query("select 2")].concat()), Stop::Acquire);
+        let mut out = Vec::new();
+        play.core.fail(&error, &mut out);
+        play.replied.extend(out);
+        assert_eq!(play.client(&[]), Stop::Acquire, "the next statement is served");
+        assert_eq!(play.inbox, query("select 2"));
+        let want = [error.to_bytes(), ready(TxStatus::Idle)].concat();
+        assert_eq!((play.replied, answers), (want, 1));
+    }
+}
+
+#[test]
+fn statement_mode_refuses_blocks_in_every_form() {
+    for run in [query("begin"), query("select 1; begin"), extended("start transaction")] {
+        let mut play = Play::new(PoolMode::Statement);
+        assert_eq!(play.client(&run), Stop::Wait);
+        assert!(play.inbox.is_empty() && play.forwarded.is_empty());
+        assert!(
+            play.replied.windows(5).any(|w| w == b"0A000") && play.replied.ends_with(&ready(TxStatus::Idle))
+        );
+    }
+}
+
+#[test]
+fn the_unnamed_statement_of_another_client_cannot_be_bound() {
+    let mut play = Play::new(PoolMode::Transaction);
+    assert_eq!(play.client(&[bind(""), bare(b'E'), bare(b'S')].concat()), Stop::Wait);
+    assert!(play.replied.windows(5).any(|w| w == b"26000") && play.forwarded.is_empty());
+}
+
+#[test]
+fn state_left_behind_pins_until_discarded() {
+    for (run, pin) in [
+        (query("listen a"), Pins::LISTEN),
+        (query("create temp table t ()"), Pins::TEMP_TABLE),
+        (extended("set a.b = '1'"), Pins::SETTING),
+        ([parse("s1", "select 1"), bare(b'S')].concat(), Pins::PREPARE),
+        ([parse("", "select 1"), bare(b'S')].concat(), Pins::PREPARE),
+    ] {
+        let mut play = Play::new(PoolMode::Transaction);
+        play.client_bound(&run, false);
+        assert!(play.core.pins().contains(pin));
+    }
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&query("listen a"), false);
+    play.server(&[bare(b'C'), ready(TxStatus::Idle)].concat());
+    assert!(!play.core.may_release());
+    play.client_bound(&query("discard all"), false);
+    play.server(&[bare(b'C'), ready(TxStatus::Idle)].concat());
+    assert!(play.core.may_release());
+}
+
+#[test]
+fn without_a_server_only_what_needs_one_asks_for_it() {
+    let mut play = Play::new(PoolMode::Transaction);
+    assert_eq!(play.client(&[bare(b'S'), bare(b'H'), bare(b'c'), bare(b'S')].concat()), Stop::Wait);
+    assert_eq!(play.replied, [ready(TxStatus::Idle), ready(TxStatus::Idle)].concat());
+    assert_eq!(play.client(b"X\0\0\0\x04"), Stop::Close(Ending::Terminate));
+    assert_eq!(Play::new(PoolMode::Transaction).client(b"Q\0\0\0\x03"), Stop::Close(Ending::Cut));
+    let Stop::Close(Ending::Error(error)) = Play::new(PoolMode::Transaction).client(b"z") else { panic!() };
+    assert_eq!((error.code, error.message.as_str()), ("08P01", "invalid frontend message type 122"));
+}
+
+#[test]
+fn a_statement_behind_one_on_a_standby_waits_for_its_own_choice() {
+    let mut play = Play::new(PoolMode::Transaction);
+    let (first, second) = (query("select 1"), query("insert into t values (1)"));
+    assert_eq!(play.client_bound(&[first.clone(), second.clone()].concat(), true), Stop::Stall);
+    assert_eq!((play.forwarded.clone(), play.inbox.clone()), (first, second));
+    play.server(&[bare(b'T'), bare(b'C'), ready(TxStatus::Idle)].concat());
+    assert!(play.core.may_release());
+    play.core.released();
+    assert_eq!(play.client(&[]), Stop::Acquire);
+    assert_eq!(play.core.run().verdict().class, Class::Write);
+}
+
+#[test]
+fn bytes_of_strangers_do_not_panic() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for _ in 0..20_000 {
+        let tags = b"QPBDESHCFXdcfpz123CDTZEAGHNSWnstIV";
+        let mut bytes = Vec::new();
+        for _ in 0..next() % 6 {
+            let tag = tags[usize::try_from(next()).unwrap() % tags.len()];
+            put(&mut bytes, tag, |b| b.extend((0..next() % 12).map(|_| u8::try_from(next() % 128).unwrap())));
+        }
+        bytes.truncate(usize::try_from(next()).unwrap() % (bytes.len() + 1));
+        let mut play = Play::new(PoolMode::Transaction);
+        if next() % 2 == 0 {
+            play.client_bound(&query("select 1"), next() % 2 == 0);
+        }
+        play.client_bound(&bytes, next() % 2 == 0);
+        play.server(&bytes);
+    }
+}
