@@ -116,7 +116,6 @@ max_connections = 300
 superuser_reserved_connections = 5
 shared_buffers = 16MB
 fsync = off
-synchronous_commit = off
 full_page_writes = off
 autovacuum = off
 wal_level = replica

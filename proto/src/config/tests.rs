@@ -382,10 +382,7 @@ const PROBLEMS: &[(&str, &str)] = &[
         "[[nodes]]\nhost = \"h:5432\"\nrole = \"replica\"",
         r#"1: host "h:5432" has a port in it; write the port as port"#,
     ),
-    (
-        "[[nodes]]\nhost = \"h x\"\nrole = \"replica\"",
-        r#"1: host "h x" is not a host name or an IP address"#,
-    ),
+    ("[[nodes]]\nhost = \"h x\"\nrole = \"replica\"", r#"1: host "h x" is not a host name or an IP address"#),
 ];
 
 #[test]

@@ -16,8 +16,10 @@ fn servers_can_be_killed_started_stopped_and_promoted() {
     assert!(held.batch_execute("select 1").is_err());
     replica.start();
     cluster.execute("insert into t values (2)");
-    let count: i64 = replica.superuser().query_one("select count(*) from t", &[]).unwrap().get(0);
-    assert_eq!(count, 2, "it streams again");
+    eventually(LONG, "it streams again", || {
+        replica.superuser().query_one("select count(*) from t", &[]).unwrap().get::<_, i64>(0) == 2
+    });
+    standby.catch_up(primary);
     primary.kill();
     standby.promote();
     eventually(LONG, "the standby takes writes", || {
