@@ -31,12 +31,21 @@ pub struct Identity {
     welcome: Mutex<Option<Arc<Greeting>>>,
 }
 
+/// Encodings in which a byte of a character may look like a quote or a backslash (manual, "Character Set Support":
+/// client-only encodings). Their texts cannot be cut into tokens byte by byte.
+const UNREADABLE: [&[u8]; 7] = [b"BIG5", b"GB18030", b"GBK", b"JOHAB", b"SHIFT_JIS_2004", b"SJIS", b"UHC"];
+
 /// What a backend reports at login, kept to greet the next client without one.
+#[derive(Default)]
 pub struct Greeting {
     /// ParameterStatus messages, ready to send.
     pub messages: Vec<u8>,
     /// The same as pairs: the baseline that later reports are compared with.
     pub baseline: Params,
+    /// `standard_conforming_strings` is on.
+    pub standard_strings: bool,
+    /// Statement texts in this client encoding can be judged.
+    pub readable: bool,
 }
 
 /// Every identity in use.
@@ -124,6 +133,11 @@ impl Identity {
         for (name, value) in &welcome.parameters {
             backend::parameter_status(&mut messages, name, value);
         }
-        *slot = Some(Arc::new(Greeting { messages, baseline: welcome.parameters.clone() }));
+        let value =
+            |name: &[u8]| welcome.parameters.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_slice());
+        let standard_strings = value(b"standard_conforming_strings") != Some(b"off");
+        let readable = !value(b"client_encoding").is_some_and(|encoding| UNREADABLE.contains(&encoding));
+        let baseline = welcome.parameters.clone();
+        *slot = Some(Arc::new(Greeting { messages, baseline, standard_strings, readable }));
     }
 }

@@ -166,6 +166,13 @@ impl Core {
         if self.changed.is_empty() { self.pins } else { self.pins.union(Pins::SETTING) }
     }
 
+    /// Whether a setting that decides how a text is read has changed since the connection was opened.
+    #[must_use]
+    pub fn reads_differently(&self) -> bool {
+        let decides = |name: &Vec<u8>| name == b"client_encoding" || name == b"standard_conforming_strings";
+        self.changed.iter().any(decides)
+    }
+
     /// Statements judged since the last call.
     pub fn take_counts(&mut self) -> Counts {
         std::mem::take(&mut self.counts)

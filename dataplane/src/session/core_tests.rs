@@ -271,3 +271,26 @@ fn bytes_of_strangers_do_not_panic() {
         play.server(&bytes);
     }
 }
+
+#[test]
+fn a_text_that_cannot_be_read_goes_to_the_primary_and_pins() {
+    let mut cache = VerdictCache::new();
+    let mut judge = Judge { cache: &mut cache, standard_strings: true, known: &NoFunctions, readable: false };
+    let mut core = Core::new(PoolMode::Transaction);
+    assert_eq!(core.client(&query("select 1"), &mut judge, &mut Vec::new()), ClientStep::Acquire);
+    assert_eq!(core.run().verdict().class, Class::Write);
+    core.bind(false);
+    assert!(core.pins().contains(Pins::SETTING));
+}
+
+#[test]
+fn a_changed_encoding_is_noticed_and_its_return_too() {
+    let mut core = Core::new(PoolMode::Transaction);
+    let baseline = [(b"client_encoding".to_vec(), b"UTF8".to_vec())];
+    for (value, differs) in [(&b"client_encoding\0SJIS\0"[..], true), (b"client_encoding\0UTF8\0", false)] {
+        let mut report = Vec::new();
+        put(&mut report, b'S', |b| b.extend_from_slice(value));
+        core.server(&report, &baseline);
+        assert_eq!(core.reads_differently(), differs);
+    }
+}

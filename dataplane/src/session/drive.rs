@@ -289,9 +289,9 @@ impl Session {
             let mut reply = Vec::new();
             let mut judge = Judge {
                 cache: &mut tools.verdicts,
-                standard_strings: true,
+                standard_strings: self.greeting.standard_strings,
                 known: &NoFunctions,
-                readable: true,
+                readable: self.greeting.readable && !self.core.reads_differently(),
             };
             match self.core.client(rest, &mut judge, &mut reply) {
                 ClientStep::Wait | ClientStep::Stall => return Ok(at),

@@ -263,11 +263,12 @@ impl Judge<'_> {
             _ => parse_text(message).map(|(_, text)| text),
         });
         match (message, text) {
-            (None, _) => Verdict { pins: Pins::SETTING, ..Verdict::in_doubt() },
             (Some(_), Some(text)) if self.readable => {
                 self.cache.get_or_classify(text, self.standard_strings, self.known).clone()
             }
-            _ => Verdict::in_doubt(),
+            (Some(_), None) => Verdict::in_doubt(),
+            // What cannot be read may leave any state behind.
+            _ => Verdict { pins: Pins::SETTING, ..Verdict::in_doubt() },
         }
     }
 }

@@ -102,9 +102,7 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
     let LoggedIn { identity, registered } = logged_in;
     let view = worker.shared.pools.view();
     let settings = view.session_settings(&identity.user, &identity.database);
-    let greeting = identity.greeting().unwrap_or_else(|| {
-        Arc::new(crate::pool::identity::Greeting { messages: Vec::new(), baseline: Vec::new() })
-    });
+    let greeting = identity.greeting().unwrap_or_default();
     let session = Session {
         worker: Arc::clone(worker),
         handle: Arc::clone(&registered.handle),
