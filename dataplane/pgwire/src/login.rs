@@ -17,8 +17,6 @@ const MAX_PARAMETERS: usize = 256;
 pub enum Need {
     /// More bytes of the backend.
     Bytes,
-    /// Bytes to send, then more bytes of the backend.
-    Send(Vec<u8>),
     /// The backend asked for this kind of credential: call [`Login::credential`].
     Credential(Asked),
     /// SCRAM keys for this salt and count: call [`Login::keys`].

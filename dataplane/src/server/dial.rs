@@ -167,7 +167,6 @@ impl Opening {
                     let eof = || failed(&self.place, io::ErrorKind::UnexpectedEof.into());
                     self.buf.extend_from_slice(got.ok_or_else(eof)?);
                 }
-                Need::Send(bytes) => self.send(&bytes).await?,
                 need => return Ok(need),
             }
         }

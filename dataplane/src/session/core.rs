@@ -388,18 +388,17 @@ impl Core {
             self.client_skip = self.client_skip.saturating_sub(skip);
             at = at.saturating_add(skip);
             let rest = buf.get(at..).unwrap_or_default();
-            let stop = match Header::parse(rest, frontend::max_len) {
-                Ok(Some(header)) => self.forward_one(header, rest, bound, judge, out),
-                Ok(None) => Some(ClientStep::Wait),
-                Err(error) if at == 0 => Some(self.bad_header(error, rest, out)),
-                Err(_) => Some(ClientStep::Stall),
+            let (size, stop) = match Header::parse(rest, frontend::max_len) {
+                Ok(Some(header)) => (header.size, self.forward_one(header, rest, bound, judge, out)),
+                Ok(None) => (0, Some(ClientStep::Wait)),
+                Err(error) if at == 0 => (0, Some(self.bad_header(error, rest, out))),
+                Err(_) => (0, Some(ClientStep::Stall)),
             };
             match stop {
                 Some(_) if at > 0 => return ClientStep::Forward(at),
                 Some(stop) => return stop,
                 None => {}
             }
-            let size = Header::parse(rest, frontend::max_len).ok().flatten().map_or(0, |header| header.size);
             at = at.saturating_add(size.min(rest.len()));
             self.client_skip = size.saturating_sub(size.min(rest.len()));
         }

@@ -207,7 +207,8 @@ async fn acquire(session: &mut Session) -> Result<(), End> {
             if error.code == "53300" {
                 count(&session.worker.counters.acquire_timeouts);
             }
-            session.fail(&error).await
+            session.fail(&error);
+            Ok(())
         }
     }
 }
@@ -247,12 +248,12 @@ async fn watch(client: &TcpStream, handle: &SessionHandle) -> Lost {
 }
 
 impl Session {
-    /// The statement fails; the session lives.
-    async fn fail(&mut self, error: &PgError) -> Result<(), End> {
+    /// The statement fails; the session lives. The error goes out behind what the client has not taken yet.
+    fn fail(&mut self, error: &PgError) {
         let mut out = Vec::new();
         self.core.fail(error, &mut out);
+        self.to_client.push(&out);
         self.look = true;
-        self.client.write_all(&out).await.map_err(|_| End::Silent)
     }
 
     /// A standby refused the run: remember the text, hand the connection to its clean-up, offer the run again.
