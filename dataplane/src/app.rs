@@ -3,6 +3,7 @@
 
 use crate::auth::Auth;
 use crate::http::{self, Shim};
+use crate::lanes::{Arrival, Lanes};
 use crate::limits::Clients;
 use crate::listener::{self, WorkerThread, start_worker};
 use crate::pool::{Identities, Pools, sweep};
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -53,7 +55,10 @@ pub async fn start(config: Config) -> io::Result<App> {
     let control = Standalone::start(config.spec, running.clone(), &tasks);
     let snapshots = control.snapshots();
     let first = Arc::clone(&snapshots.borrow());
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let (lanes, inboxes) = Lanes::new(config.workers.unwrap_or_else(cores).max(1));
     let shared = Arc::new(Shared {
+        lanes: Arc::new(lanes),
         pools: Arc::new(Pools::new(first)),
         identities: Arc::default(),
         registry: Arc::new(Registry::default()),
@@ -62,12 +67,15 @@ pub async fn start(config: Config) -> io::Result<App> {
         clients: Arc::new(Clients::default()),
         cleanups: TaskTracker::new(),
     });
-    let workers = Arc::new(spawn_workers(config.workers, &shared, &running)?);
+    let workers = Arc::new(spawn_workers(inboxes, &shared, &running)?);
+    if workers.len() > 1 {
+        tasks.spawn(Arc::clone(&shared.lanes).balance(running.clone()));
+    }
     let draining = Arc::new(AtomicBool::new(false));
     tasks.spawn(follow(Arc::clone(&shared.pools), snapshots, running.clone()));
     let identities: Arc<Identities> = Arc::clone(&shared.identities);
     tasks.spawn(sweep::run(Arc::clone(&shared.pools), identities, running.clone(), shared.cleanups.clone()));
-    tasks.spawn(listener::accept(listener, Arc::clone(&shared), Arc::clone(&workers), accepting.clone()));
+    tasks.spawn(listener::accept(listener, Arc::clone(&shared), accepting.clone()));
     let shim =
         Shim { shared: Arc::clone(&shared), workers: Arc::clone(&workers), draining: Arc::clone(&draining) };
     tasks.spawn(http::serve(admin_listener, Arc::new(shim), running.clone()));
@@ -85,13 +93,12 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn spawn_workers(
-    count: Option<usize>,
+    inboxes: Vec<UnboundedReceiver<Arrival>>,
     shared: &Arc<Shared>,
     stop: &CancellationToken,
 ) -> io::Result<Vec<WorkerThread>> {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let count = count.unwrap_or_else(cores).max(1);
-    (0..count).map(|id| start_worker(id, shared, stop.clone())).collect()
+    let start = |(id, inbox)| start_worker(id, shared, inbox, stop.clone());
+    inboxes.into_iter().enumerate().map(start).collect()
 }
 
 /// Puts each snapshot in force.
@@ -115,6 +122,12 @@ impl App {
     /// Puts a new configuration in force, without its addresses and workers: those need a restart.
     pub fn reload(&self, spec: Spec) {
         self.control.reload(spec);
+    }
+
+    /// The way to the workers.
+    #[must_use]
+    pub fn lanes(&self) -> &Arc<Lanes> {
+        &self.shared.lanes
     }
 
     /// Drains and stops.

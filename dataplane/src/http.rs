@@ -91,7 +91,7 @@ fn answer(request: &Request<Incoming>, shim: &Shim) -> Response<Full<Bytes>> {
         "/health/live" => json_response(StatusCode::OK, &json!({"status": "ok"})),
         "/metrics" => {
             let counters: Vec<_> = shim.workers.iter().map(|worker| Arc::clone(&worker.counters)).collect();
-            let body = metrics::render(&counters, &view);
+            let body = metrics::render(&counters, shim.shared.lanes.open(), &view);
             with_type(StatusCode::OK, body, "text/plain; version=0.0.4; charset=utf-8")
         }
         "/pool/stats" => json_response(StatusCode::OK, &pool_stats(shim, &view)),

@@ -1,34 +1,24 @@
-//! Accepts clients, counts them, and hands each socket to the worker with the fewest. Never reads a byte.
+//! Accepts clients, counts them, and hands each socket to a worker; the workers' threads. Never reads a byte.
 
-use crate::limits::Counted;
+use crate::lanes::{Arrival, Lane};
 use crate::metrics::Counters;
 use crate::server::dial::tune;
-use crate::session::serve;
+use crate::session::{resume, serve};
 use crate::worker::{Shared, Worker};
-use std::net::{SocketAddr, TcpStream as StdStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
 /// Pause after an accept failed, as it does without file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
-/// An accepted client on its way to a worker.
-struct Accepted {
-    io: StdStream,
-    peer: SocketAddr,
-    counted: Counted,
-}
-
-/// A worker's thread, as the listener sees it.
+/// A worker's thread, as the app sees it.
 pub struct WorkerThread {
-    clients: UnboundedSender<Accepted>,
-    load: Arc<AtomicUsize>,
     /// The worker's counts.
     pub counters: Arc<Counters>,
     thread: Option<thread::JoinHandle<()>>,
@@ -41,6 +31,7 @@ pub struct WorkerThread {
 pub fn start_worker(
     id: usize,
     shared: &Arc<Shared>,
+    inbox: UnboundedReceiver<Arrival>,
     stop: CancellationToken,
 ) -> std::io::Result<WorkerThread> {
     // Two blocking threads: enough for name look-ups, and a bound on how many SCRAM derivations run at once.
@@ -48,47 +39,51 @@ pub fn start_worker(
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
     let counters = Arc::new(Counters::default());
     let worker = Worker::new(id, Arc::clone(shared), Arc::clone(&counters));
-    let (clients, inbox) = unbounded_channel();
-    let load = Arc::new(AtomicUsize::new(0));
-    let served = Arc::clone(&load);
     let body = move || {
-        runtime.block_on(run_worker(worker, inbox, served, stop));
+        runtime.block_on(run_worker(worker, inbox, stop));
         runtime.shutdown_timeout(Duration::from_secs(1));
     };
     let thread = thread::Builder::new().name(format!("worker-{id}")).spawn(body)?;
-    Ok(WorkerThread { clients, load, counters, thread: Some(thread) })
+    Ok(WorkerThread { counters, thread: Some(thread) })
 }
 
-async fn run_worker(
-    worker: Arc<Worker>,
-    mut inbox: UnboundedReceiver<Accepted>,
-    load: Arc<AtomicUsize>,
-    stop: CancellationToken,
-) {
+async fn run_worker(worker: Arc<Worker>, mut inbox: UnboundedReceiver<Arrival>, stop: CancellationToken) {
     let sessions = tokio_util::task::TaskTracker::new();
+    let Some(lane) = worker.shared.lanes.lane(worker.id).cloned() else { return };
+    lane.started();
     loop {
-        let accepted = tokio::select! {
+        let arrival = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            accepted = inbox.recv() => accepted,
+            arrival = inbox.recv() => arrival,
         };
-        let Some(Accepted { io, peer, counted }) = accepted else { return };
-        let Ok(io) = TcpStream::from_std(io) else { continue };
+        let Some(arrival) = arrival else { return };
+        let here = Here(Arc::clone(&lane));
         let worker = Arc::clone(&worker);
-        let load = Arc::clone(&load);
-        sessions.spawn(async move {
-            let _load = Load(load);
-            serve(worker, io, peer, counted).await;
-        });
+        match arrival {
+            Arrival::Accepted { io, peer, counted } => {
+                let Ok(io) = TcpStream::from_std(io) else { continue };
+                sessions.spawn(async move {
+                    let _here = here;
+                    serve(worker, io, peer, counted).await;
+                });
+            }
+            Arrival::Moved(moving) => {
+                sessions.spawn(async move {
+                    let _here = here;
+                    resume(worker, moving).await;
+                });
+            }
+        }
     }
 }
 
-/// Counts a session out of its worker's load, however it ends.
-struct Load(Arc<AtomicUsize>);
+/// Counts a session out of its worker, however it ends.
+struct Here(Arc<Lane>);
 
-impl Drop for Load {
+impl Drop for Here {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.left();
     }
 }
 
@@ -104,12 +99,7 @@ impl WorkerThread {
 }
 
 /// Accepts until stopped.
-pub async fn accept(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    workers: Arc<Vec<WorkerThread>>,
-    stop: CancellationToken,
-) {
+pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -117,7 +107,7 @@ pub async fn accept(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((io, peer)) => hand_over(io, peer, &shared, &workers),
+            Ok((io, peer)) => hand_over(io, peer, &shared),
             Err(error) => {
                 tracing::warn!(%error, "could not accept a client");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -126,7 +116,7 @@ pub async fn accept(
     }
 }
 
-fn hand_over(mut io: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, workers: &[WorkerThread]) {
+fn hand_over(mut io: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
     let limits = shared.pools.view().settings().limits.clone();
     let counted = match shared.clients.connect(&limits, peer.ip()) {
         Ok(counted) => counted,
@@ -137,13 +127,7 @@ fn hand_over(mut io: TcpStream, peer: SocketAddr, shared: &Arc<Shared>, workers:
             return;
         }
     };
-    let Some(worker) = workers.iter().min_by_key(|worker| worker.load.load(Ordering::Relaxed)) else {
-        return;
-    };
-    let io = tune(&io).and_then(|()| io.into_std());
-    let Ok(io) = io else { return };
-    worker.load.fetch_add(1, Ordering::Relaxed);
-    if worker.clients.send(Accepted { io, peer, counted }).is_err() {
-        worker.load.fetch_sub(1, Ordering::Relaxed);
+    if let Ok(io) = tune(&io).and_then(|()| io.into_std()) {
+        shared.lanes.send(Arrival::Accepted { io, peer, counted });
     }
 }

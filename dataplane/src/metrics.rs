@@ -51,6 +51,8 @@ pub struct Counters {
     pub logins_refused: AtomicU64,
     /// Sessions open.
     pub sessions: AtomicU64,
+    /// Sessions that went to another worker.
+    pub moved: AtomicU64,
 }
 
 /// Adds one.
@@ -83,12 +85,12 @@ impl Counters {
 
 /// The Prometheus text of a data plane.
 #[must_use]
-pub fn render(workers: &[Arc<Counters>], view: &View) -> Vec<u8> {
+pub fn render(workers: &[Arc<Counters>], serving: usize, view: &View) -> Vec<u8> {
     let mut families = Vec::new();
     pools(&mut families, view);
     queries(&mut families, workers);
     nodes(&mut families, view);
-    own(&mut families, workers, view);
+    own(&mut families, workers, serving, view);
     let mut text = Vec::new();
     // Writing to memory does not fail; a family without samples is left out beforehand.
     families.retain(|family| !family.get_metric().is_empty());
@@ -231,7 +233,7 @@ fn nodes(families: &mut Vec<MetricFamily>, view: &View) {
     ));
 }
 
-fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], view: &View) {
+fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], serving: usize, view: &View) {
     let mut plain = |name: &str, help: &str, value: u64| {
         families.push(family(name, help, MetricType::COUNTER, vec![counter(&[], value)]));
     };
@@ -240,6 +242,7 @@ fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], view: &View)
     plain("pinned_total", "Times a session became tied to its server.", sum(workers, |w| &w.pinned));
     plain("unknown_hints_total", "Hints that mean nothing.", sum(workers, |w| &w.unknown_hints));
     plain("client_connections_total", "Client connections accepted.", sum(workers, |w| &w.clients));
+    plain("sessions_moved_total", "Sessions that went to another worker.", sum(workers, |w| &w.moved));
     plain("logins_refused_total", "Logins refused.", sum(workers, |w| &w.logins_refused));
     let reasons = Reason::ALL.iter().enumerate().map(|(at, reason)| {
         let each = workers.iter().filter_map(|w| w.reasons.get(at)).map(|cell| cell.load(Ordering::Relaxed));
@@ -251,6 +254,8 @@ fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], view: &View)
         families.push(family(name, help, MetricType::GAUGE, vec![gauge(&[], float(value))]));
     };
     gauge_of("sessions", "Client sessions open.", sum(workers, |w| &w.sessions));
+    let serving = u64::try_from(serving).unwrap_or(u64::MAX);
+    gauge_of("workers_serving", "Workers that get sessions now.", serving);
     gauge_of("snapshot_revision", "Revision of the snapshot in force.", view.snapshot.revision);
     gauge_of("topology_epoch", "Changes of primary so far.", view.snapshot.epoch);
 }

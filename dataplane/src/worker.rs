@@ -2,6 +2,7 @@
 //! needs (buffers, verdicts, the strategy's state) belongs to the worker, so an idle session owns none of it.
 
 use crate::auth::Auth;
+use crate::lanes::Lanes;
 use crate::metrics::Counters;
 use crate::pool::{Identities, Pools, View};
 use crate::registry::Registry;
@@ -23,6 +24,8 @@ pub struct Shared {
     pub pools: Arc<Pools>,
     /// Pool keys in use.
     pub identities: Arc<Identities>,
+    /// The way to the workers.
+    pub lanes: Arc<Lanes>,
     /// Sessions by cancel key.
     pub registry: Arc<Registry>,
     /// Who may log in.

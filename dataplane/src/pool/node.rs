@@ -175,20 +175,6 @@ impl NodePool {
         }
     }
 
-    /// An idle connection of this identity, if there is one; never waits, never dials.
-    pub fn take_ready(&self, identity: u64, worker: usize) -> Option<Box<ServerConn>> {
-        loop {
-            let mut inner = self.lock();
-            let conn = inner.take_idle(identity, worker)?;
-            self.note(&inner);
-            drop(inner);
-            if conn.is_alive() {
-                return Some(conn);
-            }
-            tracing::debug!(node = %self.node.name, "idle server connection was gone");
-        }
-    }
-
     fn try_checkout(self: &Arc<Self>, request: &Request<'_>) -> Checkout {
         if self.retired.load(Ordering::Relaxed) {
             return Checkout::Retired;

@@ -35,6 +35,8 @@ pub struct Seeker<'a> {
     waiter: Arc<Waiter>,
     started: Instant,
     pause: Duration,
+    /// The right to open a connection, from before the search.
+    slot: Option<Slot>,
 }
 
 /// Waits in a pool's queue; gives the place up when dropped.
@@ -81,7 +83,13 @@ impl<'a> Seeker<'a> {
     /// A search that starts now.
     #[must_use]
     pub fn new(worker: &'a Arc<Worker>, identity: &'a Arc<Identity>, waiter: Arc<Waiter>) -> Self {
-        Self { worker, identity, waiter, started: Instant::now(), pause: PAUSE }
+        Self { worker, identity, waiter, started: Instant::now(), pause: PAUSE, slot: None }
+    }
+
+    /// The search began earlier, and has perhaps got the right to open a connection already.
+    #[must_use]
+    pub fn begun(self, started: Instant, slot: Option<Slot>) -> Self {
+        Self { started, slot, ..self }
     }
 
     /// A connection to the node that `choose` names each time it is asked; `None` means that there is none now.
@@ -89,7 +97,7 @@ impl<'a> Seeker<'a> {
     /// # Errors
     /// See [`Failure`].
     pub async fn seek(
-        &mut self,
+        mut self,
         mut choose: impl FnMut(&View) -> Option<usize>,
     ) -> Result<(usize, Arc<View>, Box<ServerConn>), Failure> {
         loop {
@@ -102,7 +110,8 @@ impl<'a> Seeker<'a> {
             let timeout = view.settings().pool.acquire_timeout.saturating_sub(self.started.elapsed());
             let (identity, waiter) = (self.identity, &self.waiter);
             let request = Request { identity, waiter, caps: view.caps(identity), timeout };
-            let outcome = match pool.checkout(&request) {
+            let given = self.slot.take().filter(|slot| Arc::ptr_eq(slot.pool(), pool)).map(Checkout::Dial);
+            let outcome = match given.unwrap_or_else(|| pool.checkout(&request)) {
                 Checkout::Ready(conn) => Outcome::Granted(Grant::Conn(conn)),
                 Checkout::Dial(slot) => Outcome::Granted(Grant::Dial(slot)),
                 Checkout::Retired => Outcome::Retired,
@@ -129,7 +138,7 @@ impl<'a> Seeker<'a> {
     ///
     /// # Errors
     /// What the client must be told.
-    pub async fn greet(mut self) -> Result<(), super::login::Refusal> {
+    pub async fn greet(self) -> Result<(), super::login::Refusal> {
         let any = |view: &View| {
             let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health != Health::Down);
             view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up))

@@ -1,17 +1,17 @@
 //! The tokio driver of a session: one `poll_fn` that writes before it waits, reads into the worker's buffer, asks the
 //! core what the bytes mean, and does that. Two receives and two sends per statement; no lock is held across an await.
 
+use super::checkout::{Lead, Place};
 use super::core::{ClientStep, Core, Ending, ServerOutcome};
 use super::leg::{Leg, read};
 use super::run::Judge;
-use crate::metrics::count;
 use crate::pool::view::SessionSettings;
 use crate::pool::{Identity, View, Waiter};
 use crate::registry::SessionHandle;
-use crate::route::{Choice, Loads, NoFunctions, Query, Reason, SessionFacts, choose};
+use crate::route::{Loads, NoFunctions, Reason};
 use crate::server::ServerConn;
 use crate::worker::{Bench, Tools, Worker};
-use helios_proto::model::{Evidence, PoolMode, ReadYourWrites};
+use helios_proto::model::{Evidence, PoolMode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -30,6 +30,8 @@ pub enum Step {
     Ended(Ending),
     /// The client went away.
     ClientGone,
+    /// Another worker is to have the session.
+    Move,
 }
 
 /// A logged-in client.
@@ -49,8 +51,10 @@ pub struct Session {
     pub(super) sent: Vec<u8>,
     /// The server connection was bound for a run whose choice has been reported.
     pub(super) fresh: bool,
-    /// A choice that `take_server` made and could not serve: snapshot revision and node.
-    pub(super) chosen: Option<(u64, Option<usize>)>,
+    /// The session's place in the queue of a node's pool.
+    pub(super) place: Option<Place>,
+    /// What the last poll found out for [`Step::Acquire`].
+    pub(super) lead: Option<Lead>,
     /// Settings that the server connections were opened with.
     pub(super) greeting: Arc<crate::pool::identity::Greeting>,
     /// The client has sent its last byte.
@@ -62,6 +66,10 @@ pub struct Session {
     /// When the session last waited for its client.
     pub(super) rested: Instant,
     pub(super) last_write: Option<Instant>,
+    /// The window in which the worker last heard of this session.
+    pub(super) window: u32,
+    /// The worker wants to be rid of the session.
+    pub(super) shed: bool,
 }
 
 /// Whether a poll got anywhere.
@@ -91,9 +99,20 @@ impl Session {
                 }
             }
             if !progress {
-                return Poll::Pending;
+                let moves = std::mem::take(&mut self.shed) && self.may_move();
+                return if moves { Poll::Ready(Step::Move) } else { Poll::Pending };
             }
         }
+    }
+
+    /// Whether the session holds nothing that belongs to its worker, and another worker would take it.
+    fn may_move(&self) -> bool {
+        self.server.is_none()
+            && self.place.is_none()
+            && self.core.at_rest()
+            && self.to_client.inbox.is_empty()
+            && !self.to_client.blocked()
+            && self.worker.shared.lanes.elsewhere(self.worker.id)
     }
 
     // === server -> client ===
@@ -167,6 +186,9 @@ impl Session {
         if self.core.take_wrote() {
             self.last_write = Some(now);
         }
+        if let Some(lane) = self.worker.shared.lanes.lane(self.worker.id) {
+            self.shed |= lane.pulse.beat(&mut self.window);
+        }
         if self.core.may_release() && self.to_server.inbox.is_empty() && !self.to_server.blocked() {
             self.release();
         }
@@ -202,6 +224,9 @@ impl Session {
     // === client -> server ===
 
     fn poll_client(&mut self, cx: &mut Context<'_>, bench: &mut Bench) -> Progress {
+        if self.place.is_some() {
+            return self.poll_place(cx, &mut bench.tools);
+        }
         if self.to_server.blocked()
             && let Some(server) = &mut self.server
         {
@@ -267,7 +292,7 @@ impl Session {
         match result {
             Ok(consumed) => {
                 self.to_client.consume(consumed);
-                Ok(consumed > 0)
+                Ok(consumed > 0 || self.place.is_some())
             }
             Err((consumed, step)) => {
                 self.to_client.consume(consumed);
@@ -307,7 +332,11 @@ impl Session {
                         return Ok(at);
                     }
                 }
-                ClientStep::Acquire => self.take_server(tools).map_err(|step| (at, step))?,
+                ClientStep::Acquire => {
+                    if !self.take_server(tools).map_err(|step| (at, step))? {
+                        return Ok(at);
+                    }
+                }
                 ClientStep::Forward(n) => {
                     self.forward(cx, rest.get(..n).unwrap_or_default()).map_err(|step| (at, step))?;
                     at = at.saturating_add(n);
@@ -330,89 +359,6 @@ impl Session {
         }
         let Some(server) = &mut self.server else { return Ok(()) };
         self.to_server.send(&mut server.io, cx, bytes).map_err(|_| Step::ServerLost(None))
-    }
-
-    /// A server connection for the core's run, if one is at hand.
-    fn take_server(&mut self, tools: &mut Tools) -> Result<(), Step> {
-        let view = tools.view();
-        self.refresh(&view);
-        let choice = self.choose(&view, tools);
-        self.chosen = Some((view.snapshot.revision, choice.node));
-        let Some((node, pool)) = choice.node.and_then(|i| Some((i, view.pools.get(i)?))) else {
-            return Err(Step::Acquire);
-        };
-        if pool.is_suspect() {
-            return Err(Step::Acquire);
-        }
-        match pool.take_ready(self.identity.id, self.worker.id) {
-            Some(conn) => match conn.adopt(self.worker.id) {
-                Ok(conn) => {
-                    self.worker.counters.acquire.observe(std::time::Duration::ZERO);
-                    self.bind(conn, node, &view);
-                    Ok(())
-                }
-                Err(_) => Err(Step::Acquire),
-            },
-            None => Err(Step::Acquire),
-        }
-    }
-
-    /// Holds this server connection from now on.
-    pub(super) fn bind(&mut self, conn: Box<ServerConn>, node: usize, view: &View) {
-        let standby = view.snapshot.primary != Some(node);
-        self.handle.set_server(&conn.ident);
-        self.server = Some(conn);
-        self.to_server.clear();
-        self.fresh = true;
-        let before = self.core.pins();
-        self.core.bind(standby);
-        if before.is_empty() && !self.core.pins().is_empty() {
-            count(&self.worker.counters.pinned);
-        }
-        self.look = true;
-    }
-
-    /// Where the core's run goes; one log line and one count per decision.
-    pub(super) fn choose(&self, view: &View, tools: &mut Tools) -> Choice {
-        let verdict = self.core.run().verdict();
-        let now = Instant::now();
-        let settings = view.settings();
-        let read_your_writes = match settings.balancer.read_your_writes {
-            ReadYourWrites::Off => false,
-            ReadYourWrites::Time(window) => {
-                self.last_write.is_some_and(|at| now.saturating_duration_since(at) < window)
-            }
-        };
-        let session = SessionFacts {
-            in_transaction: false,
-            pinned: false,
-            bound: None,
-            read_your_writes,
-            read_write_split: settings.balancer.read_write_split,
-            mode: self.core.mode(),
-        };
-        let query = Query { verdict, session, snapshot: &view.snapshot, loads: view, now };
-        let choice = choose(&query, &mut tools.picker);
-        self.report(choice.node.map_or("none", |node| view.name(node)), choice.reason);
-        if verdict.hint.unknown > 0 {
-            let unknown = u64::from(verdict.hint.unknown);
-            self.worker.counters.unknown_hints.fetch_add(unknown, Ordering::Relaxed);
-        }
-        choice
-    }
-
-    fn report(&self, node: &str, reason: Reason) {
-        tracing::debug!(target: "heliosdb_proxy", node = %node, reason = %reason, "Routing query to");
-        self.worker.counters.reason(reason);
-    }
-
-    /// Takes over the settings of a newer snapshot.
-    pub(super) fn refresh(&mut self, view: &View) {
-        if self.settings_of != view.snapshot.revision {
-            self.settings = view.session_settings(&self.identity.user, &self.identity.database);
-            self.settings_of = view.snapshot.revision;
-            self.core.set_mode(self.settings.mode);
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! path. Owner: a worker. Never touches another session.
 
 pub mod acquire;
+pub mod checkout;
 pub mod core;
 #[cfg(test)]
 mod core_tests;
@@ -13,4 +14,4 @@ pub mod run;
 pub mod serve;
 pub mod startup;
 
-pub use serve::serve;
+pub use serve::{Moving, resume, serve};

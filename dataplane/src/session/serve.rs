@@ -2,11 +2,13 @@
 //! session; every way out gives the server connection back clean or closes it.
 
 use super::acquire::{Failure, Seeker};
+use super::checkout::Lead;
 use super::core::{Core, Ending};
 use super::drive::{Session, Step};
 use super::leg::Leg;
 use super::login::{LoggedIn, Login, Refusal};
 use super::startup::{Greeted, Lobby};
+use crate::lanes::Arrival;
 use crate::limits::Counted;
 use crate::metrics::count;
 use crate::pool::Waiter;
@@ -39,16 +41,40 @@ const LAST_ANSWER: Duration = Duration::from_millis(100);
 /// How often one statement may be replayed.
 const MOST_REPLAYS: u32 = 3;
 
-/// Serves one accepted socket to its end.
+/// Serves one accepted socket, to its end or until another worker has the session.
 pub async fn serve(worker: Arc<Worker>, io: TcpStream, peer: SocketAddr, mut counted: Counted) {
     count(&worker.counters.clients);
-    let Some(session) = Box::pin(enter(&worker, io, peer, &mut counted)).await else { return };
+    let Some(entered) = Box::pin(enter(&worker, io, peer, &mut counted)).await else { return };
+    let (session, registered) = *entered;
+    carry_on(Box::new(Moving { session, registered, counted })).await;
+}
+
+/// Goes on with a session of another worker.
+pub async fn resume(worker: Arc<Worker>, moving: Box<Moving>) {
+    let Moving { session, registered, counted } = *moving;
+    if let Ok(session) = session.settle(worker) {
+        carry_on(Box::new(Moving { session, registered, counted })).await;
+    }
+}
+
+/// A session on its way to another worker, holding nothing but its socket.
+pub struct Moving {
+    session: Session,
+    registered: crate::registry::Registered,
+    counted: Counted,
+}
+
+async fn carry_on(mut moving: Box<Moving>) {
+    let worker = Arc::clone(&moving.session.worker);
     worker.counters.sessions.fetch_add(1, Ordering::Relaxed);
-    let (mut session, registered) = *session;
-    relay(&mut session).await;
-    leave(session);
-    drop(registered);
+    let over = relay(&mut moving.session).await;
     worker.counters.sessions.fetch_sub(1, Ordering::Relaxed);
+    if over {
+        moving.session.hand_over();
+    } else {
+        count(&worker.counters.moved);
+        worker.shared.lanes.send(Arrival::Moved(moving));
+    }
 }
 
 type Entered = Box<(Session, crate::registry::Registered)>;
@@ -117,13 +143,16 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         core: Core::new(settings.mode),
         sent: Vec::new(),
         fresh: false,
-        chosen: None,
+        place: None,
+        lead: None,
         greeting,
         eof: false,
         look: true,
         started: None,
         rested: Instant::now(),
         last_write: None,
+        window: 0,
+        shed: false,
     };
     (session, registered)
 }
@@ -140,13 +169,15 @@ impl From<PgError> for End {
     }
 }
 
-async fn relay(session: &mut Session) {
+/// Relays until the session ends, `true`, or another worker is to have it.
+async fn relay(session: &mut Session) -> bool {
     let mut timer = Timer::default();
     let mut replays = 0;
     let end = loop {
         let step = poll_fn(|cx| timer.poll(session, cx)).await;
         let next = match step {
             Event::Step(Step::Acquire) => Box::pin(acquire(session)).await,
+            Event::Step(Step::Move) => return false,
             Event::Step(Step::Refused) => {
                 session.refused();
                 Ok(())
@@ -169,6 +200,7 @@ async fn relay(session: &mut Session) {
     if let End::Words(words) = end {
         say_goodbye(client, &words).await;
     }
+    true
 }
 
 async fn say_goodbye(io: &mut TcpStream, words: &[u8]) {
@@ -181,10 +213,11 @@ async fn say_goodbye(io: &mut TcpStream, words: &[u8]) {
 
 /// Gets the server connection that the session's run needs; `Err` ends the session.
 async fn acquire(session: &mut Session) -> Result<(), End> {
-    let started = Instant::now();
+    let lead = session.lead.take();
+    let started = lead.as_ref().map_or_else(Instant::now, |lead| lead.since);
     session.handle.set_queued(true);
     let result = {
-        let seeking = seek(session);
+        let seeking = seek(session, started, lead);
         let leaving = watch(&session.client, &session.handle);
         tokio::select! {
             biased;
@@ -193,7 +226,6 @@ async fn acquire(session: &mut Session) -> Result<(), End> {
         }
     };
     session.handle.set_queued(false);
-    session.chosen = None;
     session.worker.counters.acquire.observe(started.elapsed());
     match result {
         Ok((node, view, conn)) => {
@@ -219,15 +251,20 @@ enum Lost {
     Failed(Failure),
 }
 
-async fn seek(session: &Session) -> Result<(usize, Arc<crate::pool::View>, Box<ServerConn>), Lost> {
+async fn seek(
+    session: &Session,
+    started: Instant,
+    lead: Option<Lead>,
+) -> Result<(usize, Arc<crate::pool::View>, Box<ServerConn>), Lost> {
     let worker = Arc::clone(&session.worker);
-    let mut first = session.chosen;
+    let (mut first, slot) = lead.map_or((None, None), |lead| (lead.choice, lead.slot));
     let choose = |view: &crate::pool::View| match first.take() {
         Some((revision, node)) if revision == view.snapshot.revision => node,
         _ => session.choose(view, &mut worker.bench().tools).node,
     };
     let waiter = Arc::clone(&session.waiter);
-    Seeker::new(&session.worker, &session.identity, waiter).seek(choose).await.map_err(Lost::Failed)
+    let seeker = Seeker::new(&session.worker, &session.identity, waiter);
+    seeker.begun(started, slot).seek(choose).await.map_err(Lost::Failed)
 }
 
 /// Ends when the client leaves or cancels while it waits.
@@ -248,8 +285,15 @@ async fn watch(client: &TcpStream, handle: &SessionHandle) -> Lost {
 }
 
 impl Session {
+    /// Makes itself at home on the worker that runs this.
+    fn settle(self, worker: Arc<Worker>) -> std::io::Result<Self> {
+        // Taken out of the old worker's reactor, put into this one's.
+        let client = TcpStream::from_std(self.client.into_std()?)?;
+        Ok(Self { client, waiter: Waiter::new(worker.id), worker, ..self })
+    }
+
     /// The statement fails; the session lives. The error goes out behind what the client has not taken yet.
-    fn fail(&mut self, error: &PgError) {
+    pub(super) fn fail(&mut self, error: &PgError) {
         let mut out = Vec::new();
         self.core.fail(error, &mut out);
         self.to_client.push(&out);
@@ -361,10 +405,6 @@ impl Session {
         }
         None
     }
-}
-
-fn leave(mut session: Session) {
-    session.hand_over();
 }
 
 /// Whole messages of a run.

@@ -98,7 +98,7 @@ keys! {
     Top {
         listen_address: Address, Fallback::Text("127.0.0.1:5433"), "Where clients connect.";
         admin_address: Address, Fallback::Text("127.0.0.1:9090"), "Where /health, /metrics, /pool/stats and /nodes are served.";
-        workers: Whole("threads", 0, 1024), Number(0), "Worker threads; 0: one per core.";
+        workers: Whole("threads", 0, 1024), Number(0), "Most worker threads; 0: one per core. As many serve as the load needs.";
         write_timeout_secs: Seconds(0), Number(30), "Longest wait of a statement for a primary when there is none.";
         shutdown_drain_timeout_secs: Seconds(0), Number(60), "Longest wait for open transactions at shutdown.";
     }

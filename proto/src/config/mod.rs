@@ -42,7 +42,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the HTTP shim listens; port 0 lets the system choose.
     pub admin: SocketAddr,
-    /// Worker threads; `None`: one per core.
+    /// Most worker threads; `None`: one per core.
     pub workers: Option<usize>,
     /// Longest wait for open transactions at shutdown; zero: none.
     pub drain_timeout: Duration,

@@ -11,3 +11,4 @@ mod pooling;
 mod routing;
 mod scale;
 mod wire;
+mod workers;

@@ -33,10 +33,13 @@ fn show(client: &mut Client, setting: &str) -> String {
 fn transaction_mode_shares_few_servers_among_many_clients() {
     let proxy = Config { pool: 4, ..Config::primary_only(Cluster::shared()) }.start().ready();
     let pids = Mutex::new(HashSet::new());
+    // Logins that come together each try their password on a connection of their own, which may push out others.
+    let all_in = std::sync::Barrier::new(24);
     std::thread::scope(|s| {
         for _ in 0..24 {
             s.spawn(|| {
                 let mut client = proxy.connect("app");
+                all_in.wait();
                 for _ in 0..20 {
                     let found = pid(&mut client);
                     pids.lock().unwrap().insert(found);

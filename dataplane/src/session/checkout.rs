@@ -1,0 +1,229 @@
+//! Getting a server connection within a poll: one at hand, or a place in the queue of a node's pool that the session's
+//! own poll watches. What must be dialled, or waited for outside a queue, is left to `acquire`. Never awaits.
+
+use super::acquire::timed_out;
+use super::drive::{Session, Step};
+use crate::metrics::count;
+use crate::pool::node::Request;
+use crate::pool::{Checkout, Grant, NodePool, Outcome, Slot, View, Waiter};
+use crate::route::{Choice, Query, Reason, SessionFacts, choose};
+use crate::server::ServerConn;
+use crate::worker::Tools;
+use helios_pgwire::{PgError, Severity};
+use helios_proto::model::ReadYourWrites;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Instant;
+use tokio::io::ReadBuf;
+
+/// What a poll found out for the search that goes on outside it.
+pub struct Lead {
+    /// When the run began to look for a server connection.
+    pub since: Instant,
+    /// The choice that was made and reported: revision of the snapshot, and the node if there was one.
+    pub choice: Option<(u64, Option<usize>)>,
+    /// The right to open a connection to it.
+    pub slot: Option<Slot>,
+}
+
+/// The session's place in the queue of a node's pool; dropping it gives it up.
+pub struct Place {
+    pool: Arc<NodePool>,
+    waiter: Arc<Waiter>,
+    node: usize,
+    revision: u64,
+    since: Instant,
+    over: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.over {
+            self.pool.abandon(&self.waiter);
+        }
+    }
+}
+
+impl Session {
+    /// A server connection for the core's run, if one is at hand: `true`. Otherwise the session stands in a queue.
+    pub(super) fn take_server(&mut self, tools: &mut Tools) -> Result<bool, Step> {
+        let since = Instant::now();
+        let view = tools.view();
+        self.refresh(&view);
+        let choice = self.choose(&view, tools);
+        let revision = view.snapshot.revision;
+        let lead = Lead { since, choice: Some((revision, choice.node)), slot: None };
+        let Some((node, pool)) = choice.node.and_then(|i| Some((i, view.pools.get(i)?))) else {
+            return self.leave_to_acquire(lead);
+        };
+        if pool.is_suspect() {
+            return self.leave_to_acquire(lead);
+        }
+        let request = Request {
+            identity: &self.identity,
+            waiter: &self.waiter,
+            caps: view.caps(&self.identity),
+            timeout: view.settings().pool.acquire_timeout,
+        };
+        match pool.checkout(&request) {
+            Checkout::Ready(conn) => match conn.adopt(self.worker.id) {
+                Ok(conn) => {
+                    self.worker.counters.acquire.observe(std::time::Duration::ZERO);
+                    self.bind(conn, node, &view);
+                    Ok(true)
+                }
+                Err(_) => self.leave_to_acquire(lead),
+            },
+            Checkout::Dial(slot) => self.leave_to_acquire(Lead { slot: Some(slot), ..lead }),
+            Checkout::Retired => self.leave_to_acquire(lead),
+            Checkout::Wait => {
+                self.handle.set_queued(true);
+                let (pool, waiter) = (Arc::clone(pool), Arc::clone(&self.waiter));
+                self.place = Some(Place { pool, waiter, node, revision, since, over: false });
+                Ok(false)
+            }
+        }
+    }
+
+    fn leave_to_acquire(&mut self, lead: Lead) -> Result<bool, Step> {
+        self.lead = Some(lead);
+        Err(Step::Acquire)
+    }
+
+    /// Looks after the session's place in a queue: whether it is over.
+    pub(super) fn poll_place(&mut self, cx: &mut Context<'_>, tools: &mut Tools) -> Result<bool, Step> {
+        let Some(place) = &mut self.place else { return Ok(false) };
+        let Poll::Ready(outcome) = place.waiter.poll(cx) else {
+            if self.handle.take_cancelled() {
+                self.fail_place(&PgError::error("57014", "canceling statement due to user request"));
+                return Ok(true);
+            }
+            return if self.client_left(cx) { Err(Step::ClientGone) } else { Ok(false) };
+        };
+        place.over = true;
+        let (since, revision, node) = (place.since, place.revision, place.node);
+        let choice = Some((revision, Some(node)));
+        match outcome {
+            Outcome::Granted(Grant::Conn(conn)) => {
+                self.leave_queue();
+                self.take_granted(conn, node, revision, since, tools)?;
+            }
+            Outcome::Granted(Grant::Dial(slot)) => {
+                self.leave_queue();
+                self.leave_to_acquire(Lead { since, choice, slot: Some(slot) })?;
+            }
+            Outcome::Retired => {
+                self.leave_queue();
+                self.leave_to_acquire(Lead { since, choice: None, slot: None })?;
+            }
+            Outcome::Expired => {
+                count(&self.worker.counters.acquire_timeouts);
+                self.fail_place(&timed_out(Severity::Error));
+            }
+        }
+        Ok(true)
+    }
+
+    /// A connection that was waited for. What has changed meanwhile may send the run elsewhere.
+    fn take_granted(
+        &mut self,
+        conn: Box<ServerConn>,
+        node: usize,
+        revision: u64,
+        since: Instant,
+        tools: &mut Tools,
+    ) -> Result<(), Step> {
+        let view = tools.view();
+        if view.snapshot.revision != revision {
+            let pool = Arc::clone(conn.slot.pool());
+            pool.put_back(conn);
+            return self.take_server(tools).map(drop);
+        }
+        match conn.adopt(self.worker.id) {
+            Ok(conn) => {
+                self.worker.counters.acquire.observe(since.elapsed());
+                self.bind(conn, node, &view);
+                Ok(())
+            }
+            Err(_) => self.leave_to_acquire(Lead { since, choice: None, slot: None }).map(drop),
+        }
+    }
+
+    fn leave_queue(&mut self) {
+        self.place = None;
+        self.handle.set_queued(false);
+    }
+
+    fn fail_place(&mut self, error: &PgError) {
+        if let Some(place) = &self.place {
+            self.worker.counters.acquire.observe(place.since.elapsed());
+        }
+        self.leave_queue();
+        self.fail(error);
+    }
+
+    /// Whether the client has gone while it waits. Costs a system call only when something came from it.
+    fn client_left(&self, cx: &mut Context<'_>) -> bool {
+        let mut byte = [0u8; 1];
+        matches!(self.client.poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Ok(0) | Err(_)))
+    }
+
+    /// Holds this server connection from now on.
+    pub(super) fn bind(&mut self, conn: Box<ServerConn>, node: usize, view: &View) {
+        let standby = view.snapshot.primary != Some(node);
+        self.handle.set_server(&conn.ident);
+        self.server = Some(conn);
+        self.to_server.clear();
+        self.fresh = true;
+        let before = self.core.pins();
+        self.core.bind(standby);
+        if before.is_empty() && !self.core.pins().is_empty() {
+            count(&self.worker.counters.pinned);
+        }
+        self.look = true;
+    }
+
+    /// Where the core's run goes; one log line and one count per decision.
+    pub(super) fn choose(&self, view: &View, tools: &mut Tools) -> Choice {
+        let verdict = self.core.run().verdict();
+        let now = Instant::now();
+        let settings = view.settings();
+        let read_your_writes = match settings.balancer.read_your_writes {
+            ReadYourWrites::Off => false,
+            ReadYourWrites::Time(window) => {
+                self.last_write.is_some_and(|at| now.saturating_duration_since(at) < window)
+            }
+        };
+        let session = SessionFacts {
+            in_transaction: false,
+            pinned: false,
+            bound: None,
+            read_your_writes,
+            read_write_split: settings.balancer.read_write_split,
+            mode: self.core.mode(),
+        };
+        let query = Query { verdict, session, snapshot: &view.snapshot, loads: view, now };
+        let choice = choose(&query, &mut tools.picker);
+        self.report(choice.node.map_or("none", |node| view.name(node)), choice.reason);
+        if verdict.hint.unknown > 0 {
+            let unknown = u64::from(verdict.hint.unknown);
+            self.worker.counters.unknown_hints.fetch_add(unknown, Ordering::Relaxed);
+        }
+        choice
+    }
+
+    pub(super) fn report(&self, node: &str, reason: Reason) {
+        tracing::debug!(target: "heliosdb_proxy", node = %node, reason = %reason, "Routing query to");
+        self.worker.counters.reason(reason);
+    }
+
+    /// Takes over the settings of a newer snapshot.
+    pub(super) fn refresh(&mut self, view: &View) {
+        if self.settings_of != view.snapshot.revision {
+            self.settings = view.session_settings(&self.identity.user, &self.identity.database);
+            self.settings_of = view.snapshot.revision;
+            self.core.set_mode(self.settings.mode);
+        }
+    }
+}
