@@ -7,8 +7,9 @@ use crate::lanes::{Arrival, Lanes};
 use crate::limits::Clients;
 use crate::listener::{self, WorkerThread, start_worker};
 use crate::pool::{Identities, Pools, sweep};
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 use crate::standalone::Standalone;
+use crate::statements::Scope;
 use crate::worker::Shared;
 use helios_proto::config::Config;
 use helios_proto::model::Spec;
@@ -61,6 +62,7 @@ pub async fn start(config: Config) -> io::Result<App> {
         lanes: Arc::new(lanes),
         pools: Arc::new(Pools::new(first)),
         identities: Arc::default(),
+        statements: Scope::new(registry::random()),
         registry: Arc::new(Registry::default()),
         auth: Auth::default(),
         evidence: control.evidence(),

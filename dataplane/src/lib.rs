@@ -21,4 +21,5 @@ pub mod server;
 pub mod session;
 pub mod spread;
 pub mod standalone;
+pub mod statements;
 pub mod worker;

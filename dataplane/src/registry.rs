@@ -43,7 +43,8 @@ pub struct Registered {
     pub handle: Arc<SessionHandle>,
 }
 
-fn random<const N: usize>() -> [u8; N] {
+/// Random bytes for secrets.
+pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     // The kernel's generator does not fail once the system is up; a known key only exposes this session to cancels.
     let _ = getrandom::fill(&mut bytes);

@@ -7,6 +7,7 @@ use crate::metrics::Counters;
 use crate::pool::{Identities, Pools, View};
 use crate::registry::Registry;
 use crate::route::{Picker, VerdictCache};
+use crate::statements::{Interner, Scope};
 use arc_swap::{ArcSwap, Cache};
 use helios_proto::model::{Evidence, NodeName};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +27,8 @@ pub struct Shared {
     pub identities: Arc<Identities>,
     /// The way to the workers.
     pub lanes: Arc<Lanes>,
+    /// Prepared statements that clients share.
+    pub statements: Arc<Scope>,
     /// Sessions by cancel key.
     pub registry: Arc<Registry>,
     /// Who may log in.
@@ -63,6 +66,10 @@ pub struct Tools {
     pub verdicts: VerdictCache,
     /// State of the read strategies.
     pub picker: Picker,
+    /// Statements that clients have prepared by name.
+    pub statements: Interner,
+    /// Messages for a server with names replaced.
+    pub edit: Vec<u8>,
     view: Cache<Arc<ArcSwap<View>>, Arc<View>>,
 }
 
@@ -73,6 +80,8 @@ impl Worker {
         let tools = Tools {
             verdicts: VerdictCache::new(),
             picker: Picker::new(),
+            statements: Interner::new(Arc::clone(&shared.statements)),
+            edit: Vec::new(),
             view: Cache::new(shared.pools.shared()),
         };
         let bench = Mutex::new(Bench { scratch: vec![0; CHUNK], tools });

@@ -5,6 +5,7 @@ use super::node::{Age, NodePool, Slot};
 use super::{Identities, Pools, View};
 use crate::server::dial::{self, Who};
 use crate::server::{ServerConn, ServerIdent};
+use crate::statements::Prepared;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -113,6 +114,7 @@ pub fn established(
         expires: lifetime.and_then(|limit| now.checked_add(jitter(limit, welcome.pid))),
         idle_since: now,
         needs_reset: false,
+        prepared: Prepared::default(),
         slot,
     })
 }

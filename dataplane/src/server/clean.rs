@@ -78,6 +78,8 @@ async fn steps(conn: &mut ServerConn, left: &mut Leftover, reset_query: &str) ->
             return Ok(false);
         }
         conn.needs_reset = false;
+        // The reset query may have dropped them, or not.
+        conn.prepared.doubt_all();
     }
     Ok(left.ledger.settled()
         && left.ledger.status() == TxStatus::Idle

@@ -2,6 +2,7 @@
 //! pool whatever happened. Never knows which session uses it.
 
 use crate::pool::{Identity, Slot};
+use crate::statements::Prepared;
 use helios_pgwire::frontend;
 use socket2::SockRef;
 use std::io;
@@ -41,6 +42,8 @@ pub struct ServerConn {
     pub idle_since: Instant,
     /// Session state may have changed: the reset query must run before another session gets it.
     pub needs_reset: bool,
+    /// Statements that it has prepared; with the session while one uses it.
+    pub prepared: Prepared,
     /// Its place in the node's pool. Last, so that the socket is closed before the place is given away.
     pub slot: Slot,
 }
@@ -68,9 +71,10 @@ impl ServerConn {
         if self.worker == worker {
             return Ok(self);
         }
-        let Self { io, ident, identity, expires, idle_since, needs_reset, slot, .. } = *self;
+        let Self { io, ident, identity, expires, idle_since, needs_reset, prepared, slot, .. } = *self;
         let io = TcpStream::from_std(io.into_std()?)?;
-        self = Box::new(Self { io, ident, identity, worker, expires, idle_since, needs_reset, slot });
+        self =
+            Box::new(Self { io, ident, identity, worker, expires, idle_since, needs_reset, prepared, slot });
         Ok(self)
     }
 

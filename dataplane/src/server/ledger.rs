@@ -35,6 +35,9 @@ pub struct Ledger {
     skipping: bool,
     /// Something came that was not owed.
     broken: bool,
+    /// Extended-protocol messages sent that have a reply of their own, and those of them answered or skipped.
+    asked: u32,
+    done: u32,
 }
 
 impl Ledger {
@@ -48,6 +51,8 @@ impl Ledger {
             unsynced: false,
             skipping: false,
             broken: false,
+            asked: 0,
+            done: 0,
         }
     }
 
@@ -94,6 +99,24 @@ impl Ledger {
         self.broken
     }
 
+    /// Whether the server acts on what is sent now: it neither skips up to a Sync nor reads COPY data.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        !self.skipping && !self.copy_in && !self.broken
+    }
+
+    /// Number of the last extended-protocol message sent, counted from 1 since the last reset.
+    #[must_use]
+    pub fn asked(&self) -> u32 {
+        self.asked
+    }
+
+    /// Number of the last extended-protocol message that was answered or skipped.
+    #[must_use]
+    pub fn done(&self) -> u32 {
+        self.done
+    }
+
     /// A frontend message of this type was (or is about to be) sent to the server.
     pub fn sent(&mut self, tag: u8) {
         if self.copy_in {
@@ -110,6 +133,7 @@ impl Ledger {
             b'F' => self.owed.push_back(Owed::FunctionCall),
             b'P' | b'B' | b'D' | b'E' | b'C' => {
                 self.unsynced = true;
+                self.asked = self.asked.wrapping_add(1);
                 match self.owed.back_mut() {
                     Some(Owed::Extended(n)) => *n = n.saturating_add(1),
                     _ => self.owed.push_back(Owed::Extended(1)),
@@ -146,6 +170,7 @@ impl Ledger {
         match self.owed.front_mut() {
             Some(Owed::Extended(n)) => {
                 *n = n.saturating_sub(1);
+                self.done = self.done.wrapping_add(1);
                 if *n == 0 {
                     self.pop();
                 }
@@ -170,8 +195,11 @@ impl Ledger {
         self.copy_in = false;
         match self.owed.front() {
             Some(Owed::Extended(_)) => {
-                while self.owed.front().is_some_and(|&owed| owed != Owed::Sync) {
+                while let Some(&owed) = self.owed.front().filter(|&&owed| owed != Owed::Sync) {
                     self.owed.pop_front();
+                    if let Owed::Extended(skipped) = owed {
+                        self.done = self.done.wrapping_add(skipped);
+                    }
                 }
                 self.skipping = self.owed.is_empty();
             }
@@ -311,6 +339,22 @@ mod tests {
             (">Qcd", false),
         ] {
             assert_eq!(play(script).settled(), settled, "{script}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_extended_messages() {
+        for (script, asked, done) in [
+            (">PBDES", 4, 0),
+            (">PBDES <12", 4, 2),
+            (">PBDES <12TC", 4, 4),
+            (">PBDES <E", 4, 4),
+            (">PBESPBES <1E", 6, 3),
+            (">Q <TC", 0, 0),
+            (">PB <E >BE", 2, 2),
+        ] {
+            let ledger = play(script);
+            assert_eq!((ledger.asked(), ledger.done()), (asked, done), "{script}");
         }
     }
 

@@ -163,21 +163,23 @@ impl Session {
         self.fail(error);
     }
 
-    /// Whether the client has gone while it waits. Costs a system call only when something came from it.
+    /// Whether the client has gone while it waits; one that only sends no more still waits for its answer (B19). Costs a
+    /// system call only when something came from it.
     fn client_left(&self, cx: &mut Context<'_>) -> bool {
         let mut byte = [0u8; 1];
-        matches!(self.client.poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Ok(0) | Err(_)))
+        matches!(self.client.poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Err(_)))
     }
 
     /// Holds this server connection from now on.
-    pub(super) fn bind(&mut self, conn: Box<ServerConn>, node: usize, view: &View) {
+    pub(super) fn bind(&mut self, mut conn: Box<ServerConn>, node: usize, view: &View) {
         let standby = view.snapshot.primary != Some(node);
         self.handle.set_server(&conn.ident);
+        let prepared = std::mem::take(&mut conn.prepared);
         self.server = Some(conn);
         self.to_server.clear();
         self.fresh = true;
         let before = self.core.pins();
-        self.core.bind(standby);
+        self.core.bind(standby, prepared);
         if before.is_empty() && !self.core.pins().is_empty() {
             count(&self.worker.counters.pinned);
         }

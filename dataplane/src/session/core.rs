@@ -2,15 +2,19 @@
 //! driven the same by tokio, by property tests and by fuzzers. Owner: one session. Forwards messages untouched and
 //! looks only at headers, at statement texts, and at the few replies that decide when a server connection is free.
 
-use super::run::{Judge, Run};
+mod client;
+mod server;
+
+use super::names::Names;
+use super::run::Run;
 use crate::server::Ledger;
-use helios_pgwire::backend::{self, TxStatus, parameter_status_fields};
-use helios_pgwire::frame::{FrameError, Header};
-use helios_pgwire::frontend;
-use helios_pgwire::{ErrorFields, PgError};
+use crate::statements::Prepared;
+use helios_pgwire::PgError;
+use helios_pgwire::backend::{self, TxStatus};
+use helios_pgwire::frame::FrameError;
 use helios_proto::model::PoolMode;
 
-use crate::route::{Class, Pins, TxWord, Verdict};
+use crate::route::{Pins, TxWord, Verdict};
 
 /// A statement text up to this long is held until it is whole and can be judged, in bytes. A longer one counts as
 /// a write that may leave any state behind.
@@ -33,6 +37,8 @@ pub enum ClientStep {
     Acquire,
     /// Send this many bytes from the front to the server and drop them.
     Forward(usize),
+    /// Send the bytes in [`Judge::edit`](super::run::Judge) to the server in place of this many from the front.
+    Rewritten(usize),
     /// Drop this many bytes; the reply, if any, has been appended.
     Consume(usize),
     /// The session ends: because the client says so, or with an error, or cut without a word.
@@ -70,6 +76,19 @@ pub enum ServerOutcome {
     Refused,
     /// The server ends the connection. Its message is not among the forwarded bytes.
     Fatal,
+    /// Put other bytes in place of some, then look at the bytes again.
+    Cut(Cut),
+}
+
+/// Bytes of the server that the client gets in another form.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Offset from the front.
+    pub at: usize,
+    /// Length of what goes, in bytes.
+    pub len: usize,
+    /// What comes.
+    pub insert: Vec<u8>,
 }
 
 /// One session's protocol state.
@@ -99,6 +118,9 @@ pub struct Core {
     /// What the server last said of being a standby, if it said anything.
     hot_standby: Option<bool>,
     counts: Counts,
+    names: Names,
+    /// What the server connection held has prepared.
+    prepared: Prepared,
 }
 
 /// Statements by kind.
@@ -138,6 +160,8 @@ impl Core {
             wrote: false,
             hot_standby: None,
             counts: Counts::default(),
+            names: Names::default(),
+            prepared: Prepared::default(),
         }
     }
 
@@ -232,8 +256,15 @@ impl Core {
             && self.pins().is_empty()
     }
 
-    /// A server connection was acquired for the run.
-    pub fn bind(&mut self, standby: bool) {
+    /// SQL text of a statement that the client has prepared by name.
+    #[must_use]
+    pub fn sql_of(&self, name: &[u8]) -> Option<&[u8]> {
+        self.names.sql(name)
+    }
+
+    /// A server connection was acquired for the run, which has these statements prepared.
+    pub fn bind(&mut self, standby: bool, prepared: Prepared) {
+        self.prepared = prepared;
         self.server_skip = 0;
         self.held = 0;
         self.bound = Some(Bound { standby, replayable: standby && self.run.is_closed() });
@@ -244,24 +275,35 @@ impl Core {
         }
     }
 
-    /// The server connection was given back clean.
-    pub fn released(&mut self) {
+    /// The server connection was given back clean: what it has prepared.
+    #[must_use]
+    pub fn released(&mut self) -> Prepared {
         self.bound = None;
         self.ledger.reset();
         self.changed.clear();
+        std::mem::take(&mut self.prepared)
     }
 
-    /// The server connection is given up in whatever state it is: takes its ledger and the unread rest of a message.
-    pub fn abandon(&mut self) -> (Ledger, usize) {
+    /// The server connection is given up in whatever state it is: takes its ledger, the unread rest of a message, and
+    /// what it has prepared.
+    pub fn abandon(&mut self) -> (Ledger, usize, Prepared) {
         self.bound = None;
         self.pins = Pins::NONE;
         self.changed.clear();
-        (std::mem::take(&mut self.ledger), std::mem::take(&mut self.server_skip))
+        self.undo_names();
+        let prepared = std::mem::take(&mut self.prepared);
+        (std::mem::take(&mut self.ledger), std::mem::take(&mut self.server_skip), prepared)
+    }
+
+    /// Nothing that is on its way about names will be answered.
+    fn undo_names(&mut self) {
+        self.names.failed(u32::MAX, &mut self.prepared);
     }
 
     /// The run could not be served; its server connection, if there was one, is gone. Its bytes are to be offered
     /// again, from the front.
     pub fn replay(&mut self) {
+        self.undo_names();
         self.bound = None;
         self.held = 0;
         self.server_skip = 0;
@@ -288,6 +330,7 @@ impl Core {
     pub fn lost(&mut self, error: &PgError, out: &mut Vec<u8>) -> bool {
         let whole = self.server_skip == 0 && self.client_skip == 0 && self.pins().is_empty();
         let simple = self.ledger.status() == TxStatus::Idle && self.ledger.owes_one_ready() && whole;
+        self.undo_names();
         self.bound = None;
         self.held = 0;
         if simple && self.mode != PoolMode::Session {
@@ -297,317 +340,6 @@ impl Core {
             return true;
         }
         false
-    }
-
-    // === bytes of the client ===
-
-    /// Looks at bytes of the client, from the front of what was not consumed yet.
-    pub fn client(&mut self, buf: &[u8], judge: &mut Judge<'_>, out: &mut Vec<u8>) -> ClientStep {
-        if self.discard > 0 {
-            let n = self.discard.min(buf.len());
-            self.discard = self.discard.saturating_sub(n);
-            return if n > 0 { ClientStep::Consume(n) } else { ClientStep::Wait };
-        }
-        match self.bound {
-            _ if self.skip_to_sync => self.skip(buf, out),
-            None if self.run.is_finished() => ClientStep::Acquire,
-            None => self.unbound(buf, judge, out),
-            Some(bound) => self.forward(buf, bound, judge, out),
-        }
-    }
-
-    fn unbound(&mut self, buf: &[u8], judge: &mut Judge<'_>, out: &mut Vec<u8>) -> ClientStep {
-        loop {
-            let rest = buf.get(self.run.len()..).unwrap_or_default();
-            let header = match Header::parse(rest, frontend::max_len) {
-                Ok(Some(header)) => header,
-                Ok(None) => return self.wait_or_acquire(buf.len()),
-                Err(error) => return ClientStep::Close(Ending::from(error)),
-            };
-            if self.run.is_empty()
-                && let Some(step) = self.local(header, rest.len(), out)
-            {
-                return step;
-            }
-            if header.tag == b'X' {
-                return ClientStep::Close(Ending::Terminate);
-            }
-            let here = rest.get(..header.size).unwrap_or(rest);
-            if here.len() < header.size && header.size <= held_whole(header.tag) {
-                return self.wait_or_acquire(buf.len());
-            }
-            self.client_skip = header.size.saturating_sub(here.len());
-            if let Err(error) = self.run.add(header, here, self.mode, judge) {
-                self.fail(&error, out);
-                return ClientStep::Consume(0);
-            }
-            self.ledger.sent(header.tag);
-            if self.run.is_finished() {
-                return ClientStep::Acquire;
-            }
-        }
-    }
-
-    fn wait_or_acquire(&mut self, buffered: usize) -> ClientStep {
-        if !self.run.is_empty() && buffered >= RUN_MAX {
-            self.run.finish_open();
-            return ClientStep::Acquire;
-        }
-        ClientStep::Wait
-    }
-
-    /// What needs no server: leftovers of a failed run, stray COPY data, a Sync or Flush with nothing before it.
-    fn local(&mut self, header: Header, there: usize, out: &mut Vec<u8>) -> Option<ClientStep> {
-        let Header { tag, size } = header;
-        let throw = |this: &mut Self| {
-            this.discard = size.saturating_sub(there);
-            Some(ClientStep::Consume(size.min(there)))
-        };
-        match tag {
-            b'X' => Some(ClientStep::Close(Ending::Terminate)),
-            b'S' if size == 5 || self.skip_to_sync => {
-                if there < size {
-                    return Some(ClientStep::Wait);
-                }
-                self.skip_to_sync = false;
-                backend::ready_for_query(out, TxStatus::Idle);
-                Some(ClientStep::Consume(size))
-            }
-            _ if self.skip_to_sync => throw(self),
-            b'd' | b'c' | b'f' => throw(self),
-            b'H' if size == 5 => throw(self),
-            _ => None,
-        }
-    }
-
-    /// With a server connection: messages go on as they come, in slices if they are long.
-    fn forward(&mut self, buf: &[u8], bound: Bound, judge: &mut Judge<'_>, out: &mut Vec<u8>) -> ClientStep {
-        let mut at = self.run.take_len();
-        loop {
-            let skip = self.client_skip.min(buf.len().saturating_sub(at));
-            self.client_skip = self.client_skip.saturating_sub(skip);
-            at = at.saturating_add(skip);
-            let rest = buf.get(at..).unwrap_or_default();
-            let (size, stop) = match Header::parse(rest, frontend::max_len) {
-                Ok(Some(header)) => (header.size, self.forward_one(header, rest, bound, judge, out)),
-                Ok(None) => (0, Some(ClientStep::Wait)),
-                Err(error) if at == 0 => (0, Some(self.bad_header(error, rest, out))),
-                Err(_) => (0, Some(ClientStep::Stall)),
-            };
-            match stop {
-                Some(_) if at > 0 => return ClientStep::Forward(at),
-                Some(stop) => return stop,
-                None => {}
-            }
-            at = at.saturating_add(size.min(rest.len()));
-            self.client_skip = size.saturating_sub(size.min(rest.len()));
-        }
-    }
-
-    /// One message for the server connection held; `Some` if it may not go yet.
-    fn forward_one(
-        &mut self,
-        header: Header,
-        rest: &[u8],
-        bound: Bound,
-        judge: &mut Judge<'_>,
-        out: &mut Vec<u8>,
-    ) -> Option<ClientStep> {
-        let Header { tag, size } = header;
-        if tag == b'X' {
-            // What was asked before is answered first, as PostgreSQL does; what cannot end is not waited for.
-            let ends = self.ledger.settled() || self.ledger.unsynced() || self.ledger.copy_in();
-            return Some(if ends { ClientStep::Close(Ending::Terminate) } else { ClientStep::Stall });
-        }
-        if self.must_wait(bound) {
-            return Some(ClientStep::Stall);
-        }
-        if matches!(tag, b'Q' | b'P') {
-            if rest.len() < size && size <= TEXT_MAX {
-                return Some(ClientStep::Wait);
-            }
-            let verdict = judge.message(tag, rest.get(..size));
-            self.note(tag, &verdict);
-            if self.mode == PoolMode::Statement && begins(&verdict) && self.ledger.settled() {
-                return Some(self.refuse_block(tag, size, rest.len(), out));
-            }
-            if tag == b'P' && Run::is_named(rest) {
-                self.pins = self.pins.union(Pins::PREPARE);
-            }
-        }
-        self.ledger.sent(tag);
-        self.bound = Some(Bound { replayable: false, ..bound });
-        None
-    }
-
-    /// A header that the protocol does not allow: what was asked before is answered first.
-    fn bad_header(&mut self, error: FrameError, rest: &[u8], out: &mut Vec<u8>) -> ClientStep {
-        if self.ledger.copy_in() {
-            let tag = rest.first().copied().unwrap_or_default();
-            let text = format!("unexpected message type 0x{tag:02X} during COPY from stdin");
-            PgError::error("08P01", text).encode(out);
-        } else if !self.ledger.settled() && !self.ledger.unsynced() {
-            return ClientStep::Stall;
-        }
-        ClientStep::Close(Ending::from(error))
-    }
-
-    /// A new run behind an unanswered one waits where it might have to go elsewhere, or be refused.
-    fn must_wait(&self, bound: Bound) -> bool {
-        let between = !self.ledger.unsynced() && !self.ledger.copy_in();
-        let free = self.ledger.settled() || self.ledger.status() != TxStatus::Idle;
-        between && !free && (self.mode == PoolMode::Statement || (bound.standby && self.pins().is_empty()))
-    }
-
-    /// Statement mode on a pinned connection: the block is refused here, up to its Sync if it is extended.
-    fn refuse_block(&mut self, tag: u8, size: usize, there: usize, out: &mut Vec<u8>) -> ClientStep {
-        super::run::no_blocks().encode(out);
-        if tag == b'P' {
-            self.skip_to_sync = true;
-            return ClientStep::Consume(0);
-        }
-        backend::ready_for_query(out, TxStatus::Idle);
-        self.discard = size.saturating_sub(there);
-        ClientStep::Consume(size.min(there))
-    }
-
-    /// Drops what follows an error of ours, up to the Sync that ends it.
-    fn skip(&mut self, buf: &[u8], out: &mut Vec<u8>) -> ClientStep {
-        match Header::parse(buf, frontend::max_len) {
-            Ok(Some(header)) => self.local(header, buf.len(), out).unwrap_or(ClientStep::Wait),
-            Ok(None) => ClientStep::Wait,
-            Err(error) => ClientStep::Close(Ending::from(error)),
-        }
-    }
-
-    /// What a statement leaves behind, whichever way it went to the server.
-    fn note(&mut self, tag: u8, verdict: &Verdict) {
-        self.wrote |= verdict.may_write;
-        match verdict.class {
-            Class::Empty | Class::Read => self.counts.reads = self.counts.reads.saturating_add(1),
-            Class::VolatileFunction | Class::Write => {
-                self.counts.writes = self.counts.writes.saturating_add(1)
-            }
-        }
-        self.discarding = tag == b'Q' && verdict.is_discard_all;
-        self.pins = self.pins.union(verdict.pins);
-    }
-
-    // === bytes of the server ===
-
-    /// Looks at bytes of the server, from the front of what was not dropped yet. `baseline` are the settings that the
-    /// connection was opened with.
-    pub fn server(&mut self, buf: &[u8], baseline: &[(Vec<u8>, Vec<u8>)]) -> ServerStep {
-        let mut at = self.held;
-        let mut outcome = ServerOutcome::More;
-        loop {
-            let skip = self.server_skip.min(buf.len().saturating_sub(at));
-            self.server_skip = self.server_skip.saturating_sub(skip);
-            at = at.saturating_add(skip);
-            let rest = buf.get(at..).unwrap_or_default();
-            let Ok(header) = Header::parse(rest, backend::max_len) else {
-                outcome = ServerOutcome::Fatal;
-                break;
-            };
-            let Some(Header { tag, size }) = header else { break };
-            let whole = rest.get(..size);
-            if whole.is_none() && size <= SMALL && matches!(tag, b'Z' | b'E' | b'S') {
-                break;
-            }
-            if tag == b'E' {
-                let fields = ErrorFields::parse(whole.and_then(|m| m.get(5..)).unwrap_or_default());
-                if fields.is_fatal() {
-                    outcome = ServerOutcome::Fatal;
-                    break;
-                }
-                if fields.is("25006") && self.replayable() {
-                    outcome = ServerOutcome::Refused;
-                    break;
-                }
-            }
-            self.receive(tag, whole, baseline);
-            at = at.saturating_add(size.min(rest.len()));
-            self.server_skip = size.saturating_sub(size.min(rest.len()));
-        }
-        self.finish_server(at, outcome)
-    }
-
-    fn finish_server(&mut self, at: usize, outcome: ServerOutcome) -> ServerStep {
-        match outcome {
-            ServerOutcome::Refused => {
-                self.held = at;
-                ServerStep { forward: 0, outcome }
-            }
-            ServerOutcome::More if self.replayable() && at < HOLD_MAX => {
-                self.held = at;
-                ServerStep { forward: 0, outcome }
-            }
-            ServerOutcome::Fatal if self.replayable() => ServerStep { forward: 0, outcome },
-            _ => {
-                self.held = 0;
-                let settled =
-                    outcome == ServerOutcome::More && self.ledger.settled() && self.server_skip == 0;
-                ServerStep { forward: at, outcome: if settled { ServerOutcome::Settled } else { outcome } }
-            }
-        }
-    }
-
-    /// Whether the run can still be replayed on another node.
-    #[must_use]
-    pub fn replayable(&self) -> bool {
-        self.bound.is_some_and(|bound| bound.replayable)
-    }
-
-    fn receive(&mut self, tag: u8, whole: Option<&[u8]>, baseline: &[(Vec<u8>, Vec<u8>)]) {
-        let body = whole.and_then(|message| message.get(5..)).unwrap_or_default();
-        let status = body.first().copied().and_then(TxStatus::from_byte).filter(|_| tag == b'Z');
-        self.ledger.received(tag, status);
-        match tag {
-            // Replies that come before anything of the statement has run.
-            b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'N' => {}
-            b'S' => self.reported(body, baseline),
-            b'E' => {
-                self.discarding = false;
-                self.final_reply();
-            }
-            b'Z' => {
-                self.final_reply();
-                if self.discarding && self.ledger.settled() && self.ledger.status() == TxStatus::Idle {
-                    self.discarding = false;
-                    // A placeholder of a custom setting survives DISCARD ALL, and so does a loaded library (B13).
-                    self.pins = self.pins.kept_by_discard();
-                    self.changed.clear();
-                }
-            }
-            _ => self.final_reply(),
-        }
-    }
-
-    fn final_reply(&mut self) {
-        if let Some(bound) = &mut self.bound {
-            bound.replayable = false;
-        }
-    }
-
-    fn reported(&mut self, body: &[u8], baseline: &[(Vec<u8>, Vec<u8>)]) {
-        let Some((name, value)) = parameter_status_fields(body) else { return };
-        if name == b"in_hot_standby" {
-            self.hot_standby = Some(value == b"on");
-            return;
-        }
-        self.changed.retain(|known| known != name);
-        let differs = !baseline.iter().any(|(n, v)| n == name && v == value);
-        if differs {
-            self.changed.push(name.to_vec());
-        }
-    }
-}
-
-/// How long a message of this type may be to be held until it is whole.
-const fn held_whole(tag: u8) -> usize {
-    match tag {
-        b'Q' | b'P' => TEXT_MAX,
-        _ => RUN_MAX,
     }
 }
 

@@ -3,6 +3,7 @@
 use super::core::{ClientStep, Core, Ending, ServerOutcome};
 use super::run::Judge;
 use crate::route::{Class, NoFunctions, Pins, VerdictCache};
+use crate::statements::{Interner, Prepared, Scope};
 use helios_pgwire::PgError;
 use helios_pgwire::backend::{TxStatus, ready_for_query};
 use helios_pgwire::frame::put;
@@ -46,6 +47,8 @@ fn ready(status: TxStatus) -> Vec<u8> {
 struct Play {
     core: Core,
     cache: VerdictCache,
+    statements: Interner,
+    edit: Vec<u8>,
     inbox: Vec<u8>,
     forwarded: Vec<u8>,
     replied: Vec<u8>,
@@ -63,20 +66,31 @@ enum Stop {
 impl Play {
     fn new(mode: PoolMode) -> Self {
         let cache = VerdictCache::new();
-        Self { core: Core::new(mode), cache, inbox: vec![], forwarded: vec![], replied: vec![] }
+        let (core, statements) = (Core::new(mode), Interner::new(Scope::new([0; 16])));
+        Self { core, cache, statements, edit: vec![], inbox: vec![], forwarded: vec![], replied: vec![] }
     }
 
     fn client(&mut self, bytes: &[u8]) -> Stop {
         self.inbox.extend_from_slice(bytes);
         loop {
-            let mut judge =
-                Judge { cache: &mut self.cache, standard_strings: true, known: &NoFunctions, readable: true };
+            let mut judge = Judge {
+                cache: &mut self.cache,
+                standard_strings: true,
+                known: &NoFunctions,
+                readable: true,
+                statements: &mut self.statements,
+                edit: &mut self.edit,
+            };
             match self.core.client(&self.inbox, &mut judge, &mut self.replied) {
                 ClientStep::Wait => return Stop::Wait,
                 ClientStep::Stall => return Stop::Stall,
                 ClientStep::Acquire => return Stop::Acquire,
                 ClientStep::Close(ending) => return Stop::Close(ending),
                 ClientStep::Forward(n) => self.forwarded.extend(self.inbox.drain(..n)),
+                ClientStep::Rewritten(n) => {
+                    self.inbox.drain(..n);
+                    self.forwarded.append(&mut self.edit);
+                }
                 ClientStep::Consume(n) => drop(self.inbox.drain(..n)),
             }
         }
@@ -86,7 +100,7 @@ impl Play {
     fn client_bound(&mut self, bytes: &[u8], standby: bool) -> Stop {
         let mut stop = self.client(bytes);
         while stop == Stop::Acquire {
-            self.core.bind(standby);
+            self.core.bind(standby, Prepared::default());
             stop = self.client(&[]);
         }
         stop
@@ -206,13 +220,15 @@ fn state_left_behind_pins_until_discarded() {
         (query("listen a"), Pins::LISTEN),
         (query("create temp table t ()"), Pins::TEMP_TABLE),
         (extended("set a.b = '1'"), Pins::SETTING),
-        ([parse("s1", "select 1"), bare(b'S')].concat(), Pins::PREPARE),
         ([parse("", "select 1"), bare(b'S')].concat(), Pins::PREPARE),
     ] {
         let mut play = Play::new(PoolMode::Transaction);
         play.client_bound(&run, false);
         assert!(play.core.pins().contains(pin));
     }
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&[parse("s1", "select 1"), bare(b'S')].concat(), false);
+    assert!(play.core.pins().is_empty(), "a named statement works on any server");
     let mut play = Play::new(PoolMode::Transaction);
     play.client_bound(&query("listen a"), false);
     play.server(&[bare(b'C'), ready(TxStatus::Idle)].concat());
@@ -241,7 +257,7 @@ fn a_statement_behind_one_on_a_standby_waits_for_its_own_choice() {
     assert_eq!((play.forwarded.clone(), play.inbox.clone()), (first, second));
     play.server(&[bare(b'T'), bare(b'C'), ready(TxStatus::Idle)].concat());
     assert!(play.core.may_release());
-    play.core.released();
+    drop(play.core.released());
     assert_eq!(play.client(&[]), Stop::Acquire);
     assert_eq!(play.core.run().verdict().class, Class::Write);
 }
@@ -275,11 +291,18 @@ fn bytes_of_strangers_do_not_panic() {
 #[test]
 fn a_text_that_cannot_be_read_goes_to_the_primary_and_pins() {
     let mut cache = VerdictCache::new();
-    let mut judge = Judge { cache: &mut cache, standard_strings: true, known: &NoFunctions, readable: false };
+    let mut judge = Judge {
+        cache: &mut cache,
+        standard_strings: true,
+        known: &NoFunctions,
+        readable: false,
+        statements: &mut Interner::new(Scope::new([0; 16])),
+        edit: &mut Vec::new(),
+    };
     let mut core = Core::new(PoolMode::Transaction);
     assert_eq!(core.client(&query("select 1"), &mut judge, &mut Vec::new()), ClientStep::Acquire);
     assert_eq!(core.run().verdict().class, Class::Write);
-    core.bind(false);
+    core.bind(false, Prepared::default());
     assert!(core.pins().contains(Pins::SETTING));
 }
 

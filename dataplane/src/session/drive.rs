@@ -2,7 +2,7 @@
 //! core what the bytes mean, and does that. Two receives and two sends per statement; no lock is held across an await.
 
 use super::checkout::{Lead, Place};
-use super::core::{ClientStep, Core, Ending, ServerOutcome};
+use super::core::{ClientStep, Core, Cut, Ending, ServerOutcome, ServerStep};
 use super::leg::{Leg, read};
 use super::run::Judge;
 use crate::pool::view::SessionSettings;
@@ -138,9 +138,14 @@ impl Session {
         } else {
             let mut whole = std::mem::take(&mut self.to_server.inbox);
             whole.extend_from_slice(fresh);
-            let consumed = self.take_from_server(cx, &whole);
-            self.to_server.inbox = whole;
-            self.to_server.consume(consumed?);
+            let step = self.core.server(&whole, &self.greeting.baseline);
+            if let ServerOutcome::Cut(cut) = step.outcome {
+                self.take_cut(cx, whole, cut)?;
+            } else {
+                let consumed = self.take_step(cx, &whole, step)?;
+                self.to_server.inbox = whole;
+                self.to_server.consume(consumed);
+            }
         }
         self.after_server();
         Ok(true)
@@ -149,12 +154,21 @@ impl Session {
     /// Bytes of the server: how many were consumed.
     fn take_from_server(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, Step> {
         let step = self.core.server(bytes, &self.greeting.baseline);
+        if let ServerOutcome::Cut(cut) = step.outcome {
+            return self.take_cut(cx, bytes.to_vec(), cut).map(|()| bytes.len());
+        }
+        self.take_step(cx, bytes, step)
+    }
+
+    /// How many bytes were consumed; on an error the rest is kept here for the clean-up.
+    fn take_step(&mut self, cx: &mut Context<'_>, bytes: &[u8], step: ServerStep) -> Result<usize, Step> {
         let forward = bytes.get(..step.forward).unwrap_or_default();
         if !forward.is_empty() && self.to_client.send(&mut self.client, cx, forward).is_err() {
+            self.to_server.inbox = bytes.get(step.forward..).unwrap_or_default().to_vec();
             return Err(Step::ClientGone);
         }
         match step.outcome {
-            ServerOutcome::More | ServerOutcome::Settled => Ok(step.forward),
+            ServerOutcome::More | ServerOutcome::Settled | ServerOutcome::Cut(_) => Ok(step.forward),
             ServerOutcome::Refused => {
                 self.to_server.inbox = bytes.get(self.core.held()..).unwrap_or_default().to_vec();
                 Err(Step::Refused)
@@ -164,6 +178,25 @@ impl Session {
                 Err(Step::ServerLost(message.map(<[u8]>::to_vec)))
             }
         }
+    }
+
+    /// Bytes of the server of which some change on their way: all are consumed, what must wait is kept here.
+    fn take_cut(&mut self, cx: &mut Context<'_>, mut bytes: Vec<u8>, first: Cut) -> Result<(), Step> {
+        let mut next = Some(first);
+        while let Some(Cut { at, len, insert }) = next.take() {
+            let end = at.saturating_add(len).min(bytes.len());
+            bytes.splice(at.min(end)..end, insert);
+            let step = self.core.server(&bytes, &self.greeting.baseline);
+            match step.outcome {
+                ServerOutcome::Cut(cut) => next = Some(cut),
+                _ => {
+                    let consumed = self.take_step(cx, &bytes, step)?;
+                    bytes.drain(..consumed.min(bytes.len()));
+                }
+            }
+        }
+        self.to_server.inbox = bytes;
+        Ok(())
     }
 
     /// The server has said something: perhaps the statement is over, perhaps the connection is free.
@@ -196,8 +229,9 @@ impl Session {
 
     /// Gives the clean server connection back.
     fn release(&mut self) {
-        self.core.released();
-        let Some(server) = self.server.take() else { return };
+        let prepared = self.core.released();
+        let Some(mut server) = self.server.take() else { return };
+        server.prepared = prepared;
         if self.handle.clear_server() {
             let pool = Arc::clone(server.slot.pool());
             pool.put_back(server);
@@ -241,11 +275,10 @@ impl Session {
         }
         self.look = false;
         if self.eof {
-            return if self.core.ledger().settled() && !self.to_client.blocked() {
-                Err(Step::ClientGone)
-            } else {
-                Ok(false)
-            };
+            let ledger = self.core.ledger();
+            // What can end is waited for; what needs more of a client that sends no more cannot.
+            let over = ledger.settled() || ledger.unsynced() || ledger.copy_in() || self.core.half_sent();
+            return if over && !self.to_client.blocked() { Err(Step::ClientGone) } else { Ok(false) };
         }
         if self.stalled() {
             return Ok(false);
@@ -263,7 +296,9 @@ impl Session {
         let fresh = scratch.get(..n).unwrap_or_default();
         if !self.to_client.inbox.is_empty() {
             self.to_client.inbox.extend_from_slice(fresh);
-            return self.look_again(cx, tools);
+            // Whatever came of it, the socket has to be asked again: only then is the next byte noticed.
+            self.look_again(cx, tools)?;
+            return Ok(true);
         }
         match self.take_from_client(cx, fresh, tools) {
             Ok(consumed) => {
@@ -317,6 +352,8 @@ impl Session {
                 standard_strings: self.greeting.standard_strings,
                 known: &NoFunctions,
                 readable: self.greeting.readable && !self.core.reads_differently(),
+                statements: &mut tools.statements,
+                edit: &mut tools.edit,
             };
             match self.core.client(rest, &mut judge, &mut reply) {
                 ClientStep::Wait | ClientStep::Stall => return Ok(at),
@@ -338,7 +375,16 @@ impl Session {
                     }
                 }
                 ClientStep::Forward(n) => {
-                    self.forward(cx, rest.get(..n).unwrap_or_default()).map_err(|step| (at, step))?;
+                    let bytes = rest.get(..n).unwrap_or_default();
+                    self.forward(cx, bytes, bytes).map_err(|step| (at, step))?;
+                    at = at.saturating_add(n);
+                    if self.to_server.blocked() {
+                        return Ok(at);
+                    }
+                }
+                ClientStep::Rewritten(n) => {
+                    let bytes = rest.get(..n).unwrap_or_default();
+                    self.forward(cx, bytes, &tools.edit).map_err(|step| (at, step))?;
                     at = at.saturating_add(n);
                     if self.to_server.blocked() {
                         return Ok(at);
@@ -348,10 +394,11 @@ impl Session {
         }
     }
 
-    fn forward(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<(), Step> {
+    /// Bytes of the client, and what the server gets for them.
+    fn forward(&mut self, cx: &mut Context<'_>, theirs: &[u8], bytes: &[u8]) -> Result<(), Step> {
         if self.core.replayable() {
             self.sent.clear();
-            self.sent.extend_from_slice(bytes);
+            self.sent.extend_from_slice(theirs);
         }
         self.note_counts();
         if self.started.is_none() {

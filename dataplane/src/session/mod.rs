@@ -10,6 +10,7 @@ mod core_tests;
 pub mod drive;
 pub mod leg;
 pub mod login;
+pub mod names;
 pub mod run;
 pub mod serve;
 pub mod startup;

@@ -3,7 +3,9 @@
 //! while it is put together; pure.
 
 use super::core::begins;
+use super::names::{Named, Names, named};
 use crate::route::{Class, KnownFunctions, Pins, Verdict, VerdictCache};
+use crate::statements::Interner;
 use helios_pgwire::PgError;
 use helios_pgwire::frame::{Header, take_cstr};
 use helios_pgwire::frontend::{parse_text, query_text};
@@ -19,6 +21,10 @@ pub struct Judge<'a> {
     pub known: &'a dyn KnownFunctions,
     /// The session's client encoding can be cut into tokens byte by byte.
     pub readable: bool,
+    /// Statements that the worker's clients have prepared.
+    pub statements: &'a mut Interner,
+    /// Bytes for the server in place of the client's own, for [`ClientStep::Rewritten`](super::core::ClientStep).
+    pub edit: &'a mut Vec<u8>,
 }
 
 /// Messages at the front of the client's bytes that go to one server together.
@@ -29,8 +35,10 @@ pub struct Run {
     end: End,
     verdict: Verdict,
     judged: bool,
-    /// A statement is prepared that outlives the run.
+    /// Statements are named that are known by these names: on the way to a server they are replaced.
     named: bool,
+    /// A statement is prepared that outlives the run, under a name that goes to the server as it is.
+    kept: bool,
     /// An unnamed statement was parsed and not bound yet.
     unbound: bool,
     /// An unnamed statement was parsed in this run.
@@ -56,6 +64,7 @@ impl Default for Run {
             verdict: nothing(),
             judged: false,
             named: false,
+            kept: false,
             unbound: false,
             parsed: false,
         }
@@ -116,10 +125,16 @@ impl Run {
         self.first
     }
 
-    /// Whether it prepares a statement that outlives it.
+    /// Whether it leaves a prepared statement on the server that only this session can use.
     #[must_use]
     pub fn prepares(&self) -> bool {
-        self.named || self.unbound
+        self.kept || self.unbound
+    }
+
+    /// Whether statements are named in it that are known by these names.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.named
     }
 
     /// Judgement of all its texts together.
@@ -157,6 +172,7 @@ impl Run {
         header: Header,
         here: &[u8],
         mode: PoolMode,
+        names: &Names,
         judge: &mut Judge<'_>,
     ) -> Result<(), Box<PgError>> {
         let partial = here.len() < header.size;
@@ -165,9 +181,9 @@ impl Run {
         }
         self.len = self.len.saturating_add(here.len());
         match header.tag {
-            b'Q' | b'P' => self.add_text(header.tag, (!partial).then_some(here), mode, judge)?,
+            b'Q' | b'P' => self.add_text(header.tag, (!partial).then_some(here), mode, names, judge)?,
             b'F' => self.merge(&Verdict::in_doubt()),
-            b'B' | b'D' => self.add_use(header.tag, here)?,
+            b'B' | b'D' | b'C' => self.add_use(header.tag, here, mode, names, judge)?,
             _ => {}
         }
         match header.tag {
@@ -192,11 +208,14 @@ impl Run {
         tag: u8,
         message: Option<&[u8]>,
         mode: PoolMode,
+        names: &Names,
         judge: &mut Judge<'_>,
     ) -> Result<(), Box<PgError>> {
         if tag == b'P' {
             let name = message.and_then(parse_text).map_or(&b"?"[..], |(name, _)| name);
-            self.named |= !name.is_empty();
+            let tracked = message.is_some() && mode != PoolMode::Session && names.has_room();
+            self.named |= !name.is_empty() && tracked;
+            self.kept |= !name.is_empty() && !tracked;
             self.unbound |= name.is_empty();
             self.parsed |= name.is_empty();
         }
@@ -208,13 +227,38 @@ impl Run {
         Ok(())
     }
 
-    /// Bind or Describe: of the unnamed statement only if this run has parsed it, for on a shared server it might be
-    /// another client's.
-    fn add_use(&mut self, tag: u8, here: &[u8]) -> Result<(), Box<PgError>> {
+    /// Bind, Describe or Close: of the unnamed statement only if this run has parsed it, for on a shared server it might
+    /// be another client's.
+    fn add_use(
+        &mut self,
+        tag: u8,
+        here: &[u8],
+        mode: PoolMode,
+        names: &Names,
+        judge: &mut Judge<'_>,
+    ) -> Result<(), Box<PgError>> {
+        if let Named::Yes(name) = named(tag, here)
+            && mode != PoolMode::Session
+        {
+            match names.sql(name) {
+                Some(sql) if tag != b'C' => {
+                    let verdict = judge.text(sql);
+                    if mode == PoolMode::Statement && begins(&verdict) {
+                        return Err(Box::new(no_blocks()));
+                    }
+                    self.merge(&verdict);
+                }
+                None if tag == b'B' && !self.named => self.merge(&Verdict::in_doubt()),
+                _ => {}
+            }
+            self.named = true;
+            return Ok(());
+        }
         let body = here.get(5..).unwrap_or_default();
         let unnamed = match tag {
             b'B' => take_cstr(body).is_some_and(|(_, rest)| rest.first() == Some(&0)),
-            _ => body.starts_with(b"S\0"),
+            b'D' => body.starts_with(b"S\0"),
+            _ => false,
         };
         if unnamed && !self.parsed {
             return Err(Box::new(PgError::error("26000", "unnamed prepared statement does not exist").hint(
@@ -247,12 +291,6 @@ impl Run {
             all.hint.route = Some(crate::route::RouteHint::Primary);
         }
     }
-
-    /// Whether a Parse message gives its statement a name.
-    #[must_use]
-    pub fn is_named(message: &[u8]) -> bool {
-        message.get(5).is_some_and(|&b| b != 0)
-    }
 }
 
 impl Judge<'_> {
@@ -263,12 +301,18 @@ impl Judge<'_> {
             _ => parse_text(message).map(|(_, text)| text),
         });
         match (message, text) {
-            (Some(_), Some(text)) if self.readable => {
-                self.cache.get_or_classify(text, self.standard_strings, self.known).clone()
-            }
-            (Some(_), None) => Verdict::in_doubt(),
+            (Some(_), Some(text)) => self.text(text),
+            (Some(_), None) if self.readable => Verdict::in_doubt(),
             // What cannot be read may leave any state behind.
             _ => Verdict { pins: Pins::SETTING, ..Verdict::in_doubt() },
         }
+    }
+
+    /// The verdict of a text.
+    pub fn text(&mut self, sql: &[u8]) -> Verdict {
+        if self.readable {
+            return self.cache.get_or_classify(sql, self.standard_strings, self.known).clone();
+        }
+        Verdict { pins: Pins::SETTING, ..Verdict::in_doubt() }
     }
 }

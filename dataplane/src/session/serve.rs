@@ -7,6 +7,7 @@ use super::core::{Core, Ending};
 use super::drive::{Session, Step};
 use super::leg::Leg;
 use super::login::{LoggedIn, Login, Refusal};
+use super::names::{Named, named};
 use super::startup::{Greeted, Lobby};
 use crate::lanes::Arrival;
 use crate::limits::Counted;
@@ -277,7 +278,8 @@ async fn watch(client: &TcpStream, handle: &SessionHandle) -> Lost {
         }
         let mut byte = [0u8; 1];
         match client.poll_peek(cx, &mut tokio::io::ReadBuf::new(&mut byte)) {
-            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Lost::Gone),
+            Poll::Ready(Err(_)) => Poll::Ready(Lost::Gone),
+            // Also at the end of the stream: a client that will send no more may still wait for its answer.
             Poll::Ready(Ok(_)) | Poll::Pending => Poll::Pending,
         }
     })
@@ -307,6 +309,10 @@ impl Session {
             let text = match tag {
                 b'Q' => query_text(message),
                 b'P' => parse_text(message).map(|(_, text)| text),
+                b'B' => match named(tag, message) {
+                    Named::Yes(name) => self.core.sql_of(name),
+                    Named::No | Named::Unclear => None,
+                },
                 _ => None,
             };
             if let Some(text) = text {
@@ -371,9 +377,10 @@ impl Session {
         let pins = self.core.pins();
         let half_sent = self.core.half_sent() || self.to_server.blocked();
         let reset = self.core.mode() == helios_proto::model::PoolMode::Session || !pins.is_empty();
-        let (ledger, unread) = self.core.abandon();
+        let (ledger, unread, prepared) = self.core.abandon();
         let uncancelled = self.handle.clear_server();
         let Some(mut conn) = self.server.take() else { return };
+        conn.prepared = prepared;
         let left = Leftover { ledger, unread, buf: std::mem::take(&mut self.to_server.inbox) };
         if half_sent || !uncancelled || !pins.kept_by_discard().is_empty() {
             return conn.close();

@@ -4,11 +4,13 @@
 
 mod admin;
 mod drivers;
+mod ends;
 mod failures;
 mod harness;
 mod login;
 mod pooling;
 mod routing;
 mod scale;
+mod statements;
 mod wire;
 mod workers;

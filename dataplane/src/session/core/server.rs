@@ -1,0 +1,139 @@
+//! What bytes of the server mean: replies that settle what is owed, and the few that decide something.
+
+use super::{Core, Cut, HOLD_MAX, SMALL, ServerOutcome, ServerStep};
+use helios_pgwire::ErrorFields;
+use helios_pgwire::backend::{self, TxStatus, parameter_status_fields};
+use helios_pgwire::frame::Header;
+
+impl Core {
+    /// Looks at bytes of the server, from the front of what was not dropped yet. `baseline` are the settings that the
+    /// connection was opened with.
+    pub fn server(&mut self, buf: &[u8], baseline: &[(Vec<u8>, Vec<u8>)]) -> ServerStep {
+        let mut at = self.held;
+        let mut outcome = ServerOutcome::More;
+        loop {
+            let skip = self.server_skip.min(buf.len().saturating_sub(at));
+            self.server_skip = self.server_skip.saturating_sub(skip);
+            at = at.saturating_add(skip);
+            let rest = buf.get(at..).unwrap_or_default();
+            let Ok(header) = Header::parse(rest, backend::max_len) else {
+                outcome = ServerOutcome::Fatal;
+                break;
+            };
+            let Some(Header { tag, size }) = header else { break };
+            let whole = rest.get(..size);
+            if whole.is_none() && size <= SMALL && matches!(tag, b'Z' | b'E' | b'S') {
+                break;
+            }
+            if tag == b'E' {
+                let fields = ErrorFields::parse(whole.and_then(|m| m.get(5..)).unwrap_or_default());
+                if fields.is_fatal() {
+                    outcome = ServerOutcome::Fatal;
+                    break;
+                }
+                if fields.is("25006") && self.replayable() {
+                    outcome = ServerOutcome::Refused;
+                    break;
+                }
+            }
+            self.receive(tag, whole, baseline);
+            if let Some(cut) = self.cut(tag, at, whole) {
+                self.held = at.saturating_add(cut.insert.len());
+                return ServerStep { forward: 0, outcome: ServerOutcome::Cut(cut) };
+            }
+            at = at.saturating_add(size.min(rest.len()));
+            self.server_skip = size.saturating_sub(size.min(rest.len()));
+        }
+        self.finish_server(at, outcome)
+    }
+
+    fn finish_server(&mut self, at: usize, outcome: ServerOutcome) -> ServerStep {
+        match outcome {
+            ServerOutcome::Refused => {
+                self.held = at;
+                ServerStep { forward: 0, outcome }
+            }
+            ServerOutcome::More if self.replayable() && at < HOLD_MAX => {
+                self.held = at;
+                ServerStep { forward: 0, outcome }
+            }
+            ServerOutcome::Fatal if self.replayable() => ServerStep { forward: 0, outcome },
+            _ => {
+                self.held = 0;
+                let settled =
+                    outcome == ServerOutcome::More && self.ledger.settled() && self.server_skip == 0;
+                ServerStep { forward: at, outcome: if settled { ServerOutcome::Settled } else { outcome } }
+            }
+        }
+    }
+
+    /// Whether the run can still be replayed on another node.
+    #[must_use]
+    pub fn replayable(&self) -> bool {
+        self.bound.is_some_and(|bound| bound.replayable)
+    }
+
+    /// What the client must not see of a message that just came, or must see in other words.
+    fn cut(&mut self, tag: u8, at: usize, whole: Option<&[u8]>) -> Option<Cut> {
+        let done = self.ledger.done();
+        if tag == b'E' {
+            self.names.failed(done, &mut self.prepared);
+            let message = whole?;
+            let fields = ErrorFields::parse(message.get(5..).unwrap_or_default());
+            if fields.is("0A000") || fields.is("26000") {
+                // A cached plan whose result has changed, or a copy that somebody has deallocated.
+                self.prepared.doubt_all();
+            }
+            let insert = self.names.in_clients_words(message)?;
+            return Some(Cut { at, len: message.len(), insert });
+        }
+        let ours = matches!(tag, b'1' | b'3') && self.names.pending() && self.names.answered(done);
+        ours.then(|| Cut { at, len: whole.map_or(5, <[u8]>::len), insert: Vec::new() })
+    }
+
+    fn receive(&mut self, tag: u8, whole: Option<&[u8]>, baseline: &[(Vec<u8>, Vec<u8>)]) {
+        let body = whole.and_then(|message| message.get(5..)).unwrap_or_default();
+        let status = body.first().copied().and_then(TxStatus::from_byte).filter(|_| tag == b'Z');
+        self.ledger.received(tag, status);
+        match tag {
+            // Replies that come before anything of the statement has run.
+            b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'N' => {}
+            b'S' => self.reported(body, baseline),
+            b'E' => {
+                self.discarding = false;
+                self.final_reply();
+            }
+            b'Z' => {
+                self.final_reply();
+                if self.discarding && self.ledger.settled() && self.ledger.status() == TxStatus::Idle {
+                    self.discarding = false;
+                    // A placeholder of a custom setting survives DISCARD ALL, and so does a loaded library (B13).
+                    self.pins = self.pins.kept_by_discard();
+                    self.names.clear();
+                    self.prepared.clear();
+                    self.changed.clear();
+                }
+            }
+            _ => self.final_reply(),
+        }
+    }
+
+    fn final_reply(&mut self) {
+        if let Some(bound) = &mut self.bound {
+            bound.replayable = false;
+        }
+    }
+
+    fn reported(&mut self, body: &[u8], baseline: &[(Vec<u8>, Vec<u8>)]) {
+        let Some((name, value)) = parameter_status_fields(body) else { return };
+        if name == b"in_hot_standby" {
+            self.hot_standby = Some(value == b"on");
+            return;
+        }
+        self.changed.retain(|known| known != name);
+        let differs = !baseline.iter().any(|(n, v)| n == name && v == value);
+        if differs {
+            self.changed.push(name.to_vec());
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The names that a client has given to its prepared statements, and what is on its way about them. Replaces names in
+//! Parse, Bind, Describe and Close on their way to a server, adds what this server does not have yet, and says which
+//! replies the client must not see. Sans-IO; owner: one session.
+
+use crate::server::Ledger;
+use crate::statements::{self, Has, Id, Interner, NAME, PREFIX, Prepared, Statement, name_of};
+use helios_pgwire::frame::{put_cstr, take_cstr};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Statements that one client may have; beyond that the session keeps its server, and the server the statements.
+const MOST: usize = 20_000;
+
+/// A session's named statements.
+#[derive(Default)]
+pub struct Names {
+    known: HashMap<Box<[u8]>, Known>,
+    /// What replies on their way decide, by the message that they answer.
+    pending: VecDeque<(u32, Effect)>,
+    /// Names of statements that turned out to be none, while messages that use them may be on their way.
+    void: Vec<(Box<[u8]>, Id)>,
+}
+
+/// A statement, and when this client has parsed it.
+#[derive(Clone)]
+struct Known {
+    statement: Arc<Statement>,
+    since: u64,
+}
+
+enum Effect {
+    /// A Parse of ours: the client must not see the reply.
+    Prepares(Id),
+    /// A Close of ours: the client must not see the reply.
+    Drops(Id),
+    /// The client's own Parse.
+    Parsed(Box<[u8]>, Id),
+    /// The client's Close.
+    Closed(Box<[u8]>, Known),
+}
+
+/// Whether a message names a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Named<'a> {
+    /// No, or only the unnamed one.
+    No,
+    /// This one.
+    Yes(&'a [u8]),
+    /// More bytes are needed to know.
+    Unclear,
+}
+
+/// Where rewritten messages go.
+pub struct Rewriter<'a> {
+    /// Statements of the worker.
+    pub interner: &'a mut Interner,
+    /// Statements of the server connection.
+    pub prepared: &'a mut Prepared,
+    /// The server connection's ledger.
+    pub ledger: &'a mut Ledger,
+    /// Bytes for the server.
+    pub out: &'a mut Vec<u8>,
+}
+
+/// The statement that a message, of which at least the header is there, names.
+#[must_use]
+pub fn named(tag: u8, message: &[u8]) -> Named<'_> {
+    let body = message.get(5..).unwrap_or_default();
+    let name = match tag {
+        b'P' => take_cstr(body),
+        b'B' => take_cstr(body).and_then(|(_, rest)| take_cstr(rest)),
+        b'D' | b'C' => match body.split_first() {
+            Some((b'S', rest)) => take_cstr(rest),
+            Some(_) => return Named::No,
+            None => None,
+        },
+        _ => return Named::No,
+    };
+    match name {
+        Some((b"", _)) => Named::No,
+        Some((name, _)) => Named::Yes(name),
+        None => Named::Unclear,
+    }
+}
+
+impl Names {
+    /// SQL text of a statement.
+    #[must_use]
+    pub fn sql(&self, name: &[u8]) -> Option<&[u8]> {
+        self.known.get(name).map(|known| known.statement.sql())
+    }
+
+    /// Whether one more statement can be kept.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.known.len() < MOST
+    }
+
+    /// Forgets one statement; whether there was one.
+    pub fn remove(&mut self, name: &[u8]) -> bool {
+        self.known.remove(name).is_some()
+    }
+
+    /// Forgets all statements.
+    pub fn clear(&mut self) {
+        self.known = HashMap::new();
+    }
+
+    /// The whole of a message, or its front with the name in it, for the server, with what it needs before it.
+    pub fn rewrite(&mut self, message: &[u8], to: &mut Rewriter<'_>) {
+        let tag = message.first().copied().unwrap_or_default();
+        let Named::Yes(name) = named(tag, message) else { return to.raw(message) };
+        if !to.ledger.listens() {
+            return to.raw(message);
+        }
+        if to.ledger.settled() {
+            self.void.clear();
+        }
+        match tag {
+            b'P' => self.parse(name, message, to),
+            b'C' => {
+                to.raw(message);
+                if let Some((name, known)) = self.known.remove_entry(name) {
+                    self.pending.push_back((to.ledger.asked(), Effect::Closed(name, known)));
+                }
+            }
+            _ => {
+                let Some(known) = self.known.get(name).cloned() else { return to.raw(message) };
+                self.ensure(&known, to);
+                to.renamed(message, name, known.statement.name());
+            }
+        }
+    }
+
+    fn parse(&mut self, name: &[u8], message: &[u8], to: &mut Rewriter<'_>) {
+        let tail = message.get(name.len().saturating_add(6)..).unwrap_or_default();
+        if let Some(taken) = self.known.get(name).cloned() {
+            // The server refuses the second one of this name (42P05).
+            self.ensure(&taken, to);
+            to.ledger.sent(b'P');
+            return taken.statement.parse(to.out);
+        }
+        let (statement, since) = (to.interner.intern(tail), to.interner.parsed());
+        let id = statement.id();
+        // Parsed anew even if the server has it: the client may do so because the tables have changed.
+        let has = to.prepared.look(id, since);
+        self.prepare(&statement, has, to);
+        self.pending.push_back((to.ledger.asked(), Effect::Parsed(name.into(), id)));
+        self.known.insert(name.into(), Known { statement, since });
+    }
+
+    /// Sees to it that the server has the statement.
+    fn ensure(&mut self, known: &Known, to: &mut Rewriter<'_>) {
+        let id = known.statement.id();
+        let has = to.prepared.look(id, known.since);
+        if has != Has::Fresh {
+            self.prepare(&known.statement, has, to);
+            self.pending.push_back((to.ledger.asked(), Effect::Prepares(id)));
+        }
+    }
+
+    fn prepare(&mut self, statement: &Statement, has: Has, to: &mut Rewriter<'_>) {
+        let id = statement.id();
+        if let Some(goes) = if has == Has::Nothing { to.prepared.evict() } else { Some(id) } {
+            to.ledger.sent(b'C');
+            statements::close(to.out, &name_of(goes));
+            self.pending.push_back((to.ledger.asked(), Effect::Drops(goes)));
+        }
+        to.ledger.sent(b'P');
+        statement.parse(to.out);
+        to.prepared.add(id, to.interner.now());
+    }
+
+    // === replies ===
+
+    /// Whether replies on their way decide anything.
+    #[must_use]
+    pub fn pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The reply to the message with this number came: whether the client is not to see it.
+    pub fn answered(&mut self, number: u32) -> bool {
+        let effect = self.pending.pop_front_if(|(of, _)| *of == number);
+        matches!(effect, Some((_, Effect::Prepares(_) | Effect::Drops(_))))
+    }
+
+    /// Messages up to this number have failed or were skipped.
+    pub fn failed(&mut self, number: u32, prepared: &mut Prepared) {
+        let count = self.pending.iter().take_while(|(of, _)| *of <= number).count();
+        let undone: Vec<_> = self.pending.drain(..count).collect();
+        for (_, effect) in undone.into_iter().rev() {
+            match effect {
+                Effect::Prepares(id) | Effect::Drops(id) => prepared.doubt(id),
+                Effect::Parsed(name, id) => {
+                    prepared.doubt(id);
+                    self.known.remove(&name);
+                    self.void.push((name, id));
+                }
+                Effect::Closed(name, known) => drop(self.known.insert(name, known)),
+            }
+        }
+    }
+
+    /// An error message of the server with the client's name in place of ours, if it names a statement of ours.
+    #[must_use]
+    pub fn in_clients_words(&self, error: &[u8]) -> Option<Vec<u8>> {
+        let at = error.windows(PREFIX.len()).position(|window| window == PREFIX)?;
+        let end = at.checked_add(NAME)?;
+        let ours = error.get(at..end)?;
+        let known = self.known.iter().find(|(_, known)| known.statement.name() == ours).map(|(name, _)| name);
+        let void = || self.void.iter().find(|(_, id)| name_of(*id) == ours).map(|(name, _)| name);
+        let theirs = known.or_else(void)?;
+        let mut out = error.get(..at)?.to_vec();
+        out.extend_from_slice(theirs);
+        out.extend_from_slice(error.get(end..)?);
+        let len = u32::try_from(out.len().saturating_sub(1)).ok()?;
+        out.get_mut(1..5)?.copy_from_slice(&len.to_be_bytes());
+        Some(out)
+    }
+}
+
+impl Rewriter<'_> {
+    /// A message as it is.
+    pub fn raw(&mut self, message: &[u8]) {
+        self.ledger.sent(message.first().copied().unwrap_or_default());
+        self.out.extend_from_slice(message);
+    }
+
+    /// A Bind or Describe with the name on servers in place of the client's.
+    fn renamed(&mut self, message: &[u8], name: &[u8], ours: &[u8]) {
+        self.ledger.sent(message.first().copied().unwrap_or_default());
+        // The name is the last thing in front of its own end: in a Bind the portal comes first.
+        let portal = match message {
+            [b'B', _, _, _, _, body @ ..] => {
+                take_cstr(body).map_or(0, |(portal, _)| portal.len().saturating_add(1))
+            }
+            _ => 1,
+        };
+        let start = portal.saturating_add(5);
+        let rest = message.get(start.saturating_add(name.len()).saturating_add(1)..).unwrap_or_default();
+        let theirs = message.get(1..5).and_then(|len| len.try_into().ok()).map_or(0, u32::from_be_bytes);
+        let grown = i64::from(theirs)
+            .saturating_add(i64::try_from(ours.len()).unwrap_or(0))
+            .saturating_sub(i64::try_from(name.len()).unwrap_or(0));
+        self.out.extend_from_slice(message.get(..1).unwrap_or_default());
+        self.out.extend_from_slice(&u32::try_from(grown).unwrap_or(0).to_be_bytes());
+        self.out.extend_from_slice(message.get(5..start).unwrap_or_default());
+        put_cstr(self.out, ours);
+        self.out.extend_from_slice(rest);
+    }
+}
