@@ -2,12 +2,12 @@
 //! driven the same by tokio, by property tests and by fuzzers. Owner: one session. Forwards messages untouched and
 //! looks only at headers, at statement texts, and at the few replies that decide when a server connection is free.
 
-use super::run::{Judge, Run};
+use super::run::{Judge, Run, function_call, no_unnamed, used_statement};
 use crate::server::Ledger;
 use helios_pgwire::backend::{self, TxStatus, parameter_status_fields};
 use helios_pgwire::frame::{FrameError, Header};
 use helios_pgwire::frontend;
-use helios_pgwire::{ErrorFields, PgError};
+use helios_pgwire::{ErrorFields, PgError, Severity};
 use helios_proto::model::PoolMode;
 
 use crate::route::{Class, Pins, TxWord, Verdict};
@@ -19,6 +19,8 @@ pub const TEXT_MAX: usize = 256 * 1024;
 const RUN_MAX: usize = 64 * 1024;
 /// Replies are held back up to this long while the run may still be replayed on another node, in bytes.
 const HOLD_MAX: usize = 16 * 1024;
+/// The shortest Describe of a statement, in bytes.
+const SHORTEST_USE: usize = 7;
 /// A backend message up to this long is read whole if its contents matter, in bytes.
 const SMALL: usize = 64 * 1024;
 
@@ -98,6 +100,10 @@ pub struct Core {
     wrote: bool,
     /// What the server last said of being a standby, if it said anything.
     hot_standby: Option<bool>,
+    /// The unnamed statement on the server connection held is this session's, or there is none.
+    owns_unnamed: bool,
+    /// A standby has refused what this session does: its isolation, or a write that could not be replayed.
+    primary_only: bool,
     counts: Counts,
 }
 
@@ -137,6 +143,8 @@ impl Core {
             discarding: false,
             wrote: false,
             hot_standby: None,
+            owns_unnamed: false,
+            primary_only: false,
             counts: Counts::default(),
         }
     }
@@ -239,6 +247,7 @@ impl Core {
         self.bound = Some(Bound { standby, replayable: standby && self.run.is_closed() });
         let (tag, verdict) = (self.run.first(), self.run.verdict().clone());
         self.note(tag, &verdict);
+        self.owns_unnamed = self.run.owns_unnamed();
         if self.run.prepares() {
             self.pins = self.pins.union(Pins::PREPARE);
         }
@@ -333,7 +342,8 @@ impl Core {
                 return ClientStep::Close(Ending::Terminate);
             }
             let here = rest.get(..header.size).unwrap_or(rest);
-            if here.len() < header.size && header.size <= held_whole(header.tag) {
+            let names = header.tag != b'B' || used_statement(b'B', here).is_some() || here.len() >= RUN_MAX;
+            if here.len() < header.size && (header.size <= held_whole(header.tag) || !names) {
                 return self.wait_or_acquire(buf.len());
             }
             self.client_skip = header.size.saturating_sub(here.len());
@@ -343,6 +353,9 @@ impl Core {
             }
             self.ledger.sent(header.tag);
             if self.run.is_finished() {
+                if self.primary_only {
+                    self.run.ask_for_primary();
+                }
                 return ClientStep::Acquire;
             }
         }
@@ -428,15 +441,42 @@ impl Core {
             }
             let verdict = judge.message(tag, rest.get(..size));
             self.note(tag, &verdict);
-            if self.mode == PoolMode::Statement && begins(&verdict) && self.ledger.settled() {
-                return Some(self.refuse_block(tag, size, rest.len(), out));
+            if self.mode == PoolMode::Statement && begins(&verdict) {
+                if self.ledger.settled() {
+                    return Some(self.refuse_block(tag, size, rest.len(), out));
+                }
+                // In the middle of a run there is no place for an answer of ours.
+                let error = PgError { severity: Severity::Fatal, ..super::run::no_blocks() };
+                return Some(ClientStep::Close(Ending::Error(Box::new(error))));
             }
             if tag == b'P' && Run::is_named(rest) {
                 self.pins = self.pins.union(Pins::PREPARE);
+            } else {
+                self.owns_unnamed = true;
             }
+        }
+        if let Some(stop) = self.forward_use(header, rest) {
+            return Some(stop);
         }
         self.ledger.sent(tag);
         self.bound = Some(Bound { replayable: false, ..bound });
+        None
+    }
+
+    /// A message that runs what was prepared before, or a function: its text is not there to be judged.
+    fn forward_use(&mut self, Header { tag, size }: Header, rest: &[u8]) -> Option<ClientStep> {
+        match (tag, used_statement(tag, rest)) {
+            (b'F', _) => self.note(tag, &function_call(rest)),
+            // Another client's may still be there. No driver asks for this, so the session may end.
+            (b'B' | b'D', Some(b"")) if !self.owns_unnamed => {
+                let error = PgError { severity: Severity::Fatal, ..no_unnamed() };
+                return Some(ClientStep::Close(Ending::Error(Box::new(error))));
+            }
+            (b'B', None) if rest.len() < size.min(RUN_MAX) => return Some(ClientStep::Wait),
+            (b'D', None) if rest.len() < size.min(SHORTEST_USE) => return Some(ClientStep::Wait),
+            (b'B', Some(name)) => self.wrote |= !name.is_empty(),
+            _ => {}
+        }
         None
     }
 
@@ -520,7 +560,9 @@ impl Core {
                     outcome = ServerOutcome::Fatal;
                     break;
                 }
-                if fields.is("25006") && self.replayable() {
+                let isolation = is_isolation_refusal(&fields, whole);
+                self.primary_only |= isolation || self.write_found_late(&fields);
+                if (fields.is("25006") || isolation) && self.replayable() {
                     outcome = ServerOutcome::Refused;
                     break;
                 }
@@ -530,6 +572,12 @@ impl Core {
             self.server_skip = size.saturating_sub(size.min(rest.len()));
         }
         self.finish_server(at, outcome)
+    }
+
+    /// A standby refused a write outside a transaction, too late for a replay: the session's next try must do better.
+    fn write_found_late(&self, fields: &ErrorFields<'_>) -> bool {
+        let on_standby = self.bound.is_some_and(|bound| bound.standby && !bound.replayable);
+        on_standby && fields.is("25006") && self.ledger.status() == TxStatus::Idle
     }
 
     fn finish_server(&mut self, at: usize, outcome: ServerOutcome) -> ServerStep {
@@ -601,6 +649,13 @@ impl Core {
             self.changed.push(name.to_vec());
         }
     }
+}
+
+/// Whether a standby refused a statement because the transaction is serializable, by default or by declaration. Told
+/// by the routine that raises it (`predicate.c`): the code alone stands for much else, and the text is localised.
+fn is_isolation_refusal(fields: &ErrorFields<'_>, whole: Option<&[u8]>) -> bool {
+    let routine = b"\0RGetSerializableTransactionSnapshot\0";
+    fields.is("0A000") && whole.is_some_and(|m| m.windows(routine.len()).any(|part| part == routine))
 }
 
 /// How long a message of this type may be to be held until it is whole.

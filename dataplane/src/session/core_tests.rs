@@ -294,3 +294,131 @@ fn a_changed_encoding_is_noticed_and_its_return_too() {
         assert_eq!(core.reads_differently(), differs);
     }
 }
+
+fn function_call(oid: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, b'F', |b| {
+        b.extend_from_slice(&oid.to_be_bytes());
+        b.extend_from_slice(&[0; 6]);
+    });
+    out
+}
+
+#[test]
+fn a_called_function_may_leave_anything_behind_unless_it_is_one_for_large_objects() {
+    const PG_ADVISORY_LOCK: u32 = 2880;
+    const LO_OPEN: u32 = 952;
+    let answer = [bare(b'V'), ready(TxStatus::Idle)].concat();
+    for (oid, free) in [(PG_ADVISORY_LOCK, false), (LO_OPEN, true)] {
+        let mut play = Play::new(PoolMode::Transaction);
+        assert_eq!(play.client_bound(&function_call(oid), false), Stop::Wait);
+        play.server(&answer);
+        assert_eq!(play.core.may_release(), free, "{oid}");
+        // Behind a statement on the same connection as well, and a DISCARD ALL before it does not free it.
+        let mut play = Play::new(PoolMode::Transaction);
+        assert_eq!(
+            play.client_bound(&[query("discard all"), function_call(oid)].concat(), false),
+            Stop::Wait
+        );
+        assert!(play.core.take_wrote());
+        play.server(&[bare(b'C'), ready(TxStatus::Idle), answer.clone()].concat());
+        assert_eq!(play.core.may_release(), free, "{oid}");
+    }
+}
+
+#[test]
+fn the_unnamed_statement_of_another_client_cannot_be_reached_behind_a_flush() {
+    let mut close = Vec::new();
+    put(&mut close, b'C', |b| b.extend_from_slice(b"Sx\0"));
+    let mut describe = Vec::new();
+    put(&mut describe, b'D', |b| b.extend_from_slice(b"S\0"));
+    let mut large = Vec::new();
+    put(&mut large, b'B', |b| b.extend_from_slice(&[0; 200_000]));
+    for use_it in [bind(""), describe, large] {
+        for cut in [5, 6, 7, use_it.len()] {
+            let mut play = Play::new(PoolMode::Transaction);
+            let begun = [close.clone(), bare(b'H')].concat();
+            assert_eq!(play.client_bound(&begun, false), Stop::Wait);
+            let mut stop = play.client(use_it.get(..cut).unwrap());
+            if stop == Stop::Wait {
+                stop = play.client(use_it.get(cut..).unwrap());
+            }
+            let Stop::Close(Ending::Error(error)) = stop else { panic!("{stop:?}") };
+            assert_eq!(error.code, "26000");
+            assert_eq!(play.forwarded, begun);
+        }
+    }
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&[parse("", "select 1"), bare(b'H')].concat(), false);
+    assert_eq!(play.client(&[bind(""), bare(b'E'), bare(b'S')].concat()), Stop::Wait, "its own may be used");
+}
+
+#[test]
+fn a_large_bind_of_which_only_the_header_came_is_not_sent_unseen() {
+    let mut large = Vec::new();
+    put(&mut large, b'B', |b| b.extend_from_slice(&[0; 200_000]));
+    let mut play = Play::new(PoolMode::Transaction);
+    assert_eq!(play.client_bound(large.get(..5).unwrap(), false), Stop::Wait);
+    play.client_bound(large.get(5..).unwrap(), false);
+    assert!(play.forwarded.is_empty());
+    assert_eq!(play.replied.get(..1), Some(&b"E"[..]));
+}
+
+#[test]
+fn running_a_named_statement_counts_as_a_write() {
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
+    play.server(&[bare(b'1'), ready(TxStatus::Idle)].concat());
+    assert!(!play.core.take_wrote());
+    play.client_bound(&[bind("s"), bare(b'E'), bare(b'S')].concat(), false);
+    assert!(play.core.take_wrote());
+}
+
+#[test]
+fn a_session_whose_isolation_a_standby_refuses_stays_on_the_primary() {
+    let mut refusal = Vec::new();
+    put(&mut refusal, b'E', |b| {
+        b.extend_from_slice(b"SERROR\0C0A000\0Mlocalised\0RGetSerializableTransactionSnapshot\0\0");
+    });
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&query("select 1"), true);
+    assert_eq!(play.server(&refusal), (0, ServerOutcome::Refused));
+    play.core.replay();
+    assert_eq!(play.client(&query("select 1")), Stop::Acquire);
+    assert_eq!(play.core.run().verdict().hint.route, Some(crate::route::RouteHint::Primary));
+    let mut other = Vec::new();
+    put(&mut other, b'E', |b| b.extend_from_slice(b"SERROR\0C0A000\0Mnot supported\0Rf\0\0"));
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&query("select 1"), true);
+    assert_eq!(play.server(&other).1, ServerOutcome::More);
+}
+
+#[test]
+fn statement_mode_refuses_blocks_behind_a_flush() {
+    for block in [query("begin"), parse("", "begin")] {
+        let mut play = Play::new(PoolMode::Statement);
+        let begun = [parse("", "select 1"), bind(""), bare(b'E'), bare(b'H')].concat();
+        assert_eq!(play.client_bound(&begun, false), Stop::Wait);
+        let Stop::Close(Ending::Error(error)) = play.client(&block) else { panic!("not refused") };
+        assert_eq!((error.code, play.forwarded), ("0A000", begun));
+    }
+}
+
+#[test]
+fn a_write_that_a_standby_refuses_too_late_for_a_replay_finds_the_primary_at_the_next_try() {
+    let mut refusal = Vec::new();
+    put(&mut refusal, b'E', |b| b.extend_from_slice(b"SERROR\0C25006\0Mread-only\0\0"));
+    let late = [bare(b'T'), bare(b'D'), bare(b'C'), bare(b'T'), refusal].concat();
+    for (status, primary) in [(TxStatus::Idle, true), (TxStatus::InTransaction, false)] {
+        let mut play = Play::new(PoolMode::Transaction);
+        play.client_bound(&query("begin read only"), true);
+        play.server(&[bare(b'C'), ready(status)].concat());
+        play.client_bound(&query("select 1; select * from v"), true);
+        assert_eq!(play.server(&late).1, ServerOutcome::More);
+        play.server(&ready(TxStatus::Idle));
+        play.core.released();
+        assert_eq!(play.client(&query("select 1; select * from v")), Stop::Acquire);
+        let hint = play.core.run().verdict().hint.route;
+        assert_eq!(hint == Some(crate::route::RouteHint::Primary), primary);
+    }
+}

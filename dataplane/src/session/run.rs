@@ -69,6 +69,35 @@ pub fn no_blocks() -> PgError {
         .hint("Use pool mode \"transaction\" or \"session\" for this user or database.")
 }
 
+/// The refusal of an unnamed statement that this session has not parsed on this server connection.
+#[must_use]
+pub fn no_unnamed() -> PgError {
+    PgError::error("26000", "unnamed prepared statement does not exist")
+        .hint("In transaction and statement pooling the unnamed statement lives until the next Sync.")
+}
+
+/// The name of the prepared statement that a Bind or Describe message uses; `None` if it uses none, or if the name
+/// is not there yet.
+#[must_use]
+pub fn used_statement(tag: u8, here: &[u8]) -> Option<&[u8]> {
+    let body = here.get(5..)?;
+    let name = match tag {
+        b'B' => take_cstr(body)?.1,
+        _ => body.strip_prefix(b"S")?,
+    };
+    take_cstr(name).map(|(name, _)| name)
+}
+
+/// The verdict of a FunctionCall message. Drivers use it for large objects, whose functions leave nothing behind
+/// outside a transaction; any other function may leave any state behind.
+#[must_use]
+pub fn function_call(message: &[u8]) -> Verdict {
+    let oid = message.get(5..).and_then(<[u8]>::first_chunk).map(|oid| u32::from_be_bytes(*oid));
+    let large_objects = matches!(oid, Some(715 | 764 | 767 | 952..=958 | 964 | 1004 | 3170..=3172));
+    let pins = if large_objects { Pins::NONE } else { Pins::SETTING };
+    Verdict { pins, ..Verdict::in_doubt() }
+}
+
 fn nothing() -> Verdict {
     Verdict { class: Class::Empty, may_write: false, statements: 0, ..Verdict::in_doubt() }
 }
@@ -128,6 +157,17 @@ impl Run {
         &self.verdict
     }
 
+    /// Whether after it the unnamed statement on its server is this session's own, or gone.
+    #[must_use]
+    pub fn owns_unnamed(&self) -> bool {
+        self.parsed || self.first == b'Q'
+    }
+
+    /// Reads of this session cannot run on a standby.
+    pub fn ask_for_primary(&mut self) {
+        self.verdict.hint.route = Some(crate::route::RouteHint::Primary);
+    }
+
     /// Ends it where it is, as one whose end is not known: it goes to the primary.
     pub fn finish_open(&mut self) {
         self.end = End::Open;
@@ -166,7 +206,7 @@ impl Run {
         self.len = self.len.saturating_add(here.len());
         match header.tag {
             b'Q' | b'P' => self.add_text(header.tag, (!partial).then_some(here), mode, judge)?,
-            b'F' => self.merge(&Verdict::in_doubt()),
+            b'F' => self.merge(&function_call(here)),
             b'B' | b'D' => self.add_use(header.tag, here)?,
             _ => {}
         }
@@ -211,15 +251,9 @@ impl Run {
     /// Bind or Describe: of the unnamed statement only if this run has parsed it, for on a shared server it might be
     /// another client's.
     fn add_use(&mut self, tag: u8, here: &[u8]) -> Result<(), Box<PgError>> {
-        let body = here.get(5..).unwrap_or_default();
-        let unnamed = match tag {
-            b'B' => take_cstr(body).is_some_and(|(_, rest)| rest.first() == Some(&0)),
-            _ => body.starts_with(b"S\0"),
-        };
+        let unnamed = used_statement(tag, here) == Some(b"");
         if unnamed && !self.parsed {
-            return Err(Box::new(PgError::error("26000", "unnamed prepared statement does not exist").hint(
-                "In transaction and statement pooling the unnamed statement lives until the next Sync.",
-            )));
+            return Err(Box::new(no_unnamed()));
         }
         if unnamed && tag == b'B' {
             self.unbound = false;

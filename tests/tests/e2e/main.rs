@@ -6,6 +6,7 @@ mod admin;
 mod drivers;
 mod failures;
 mod harness;
+mod leaks;
 mod login;
 mod pooling;
 mod routing;
