@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream as StdStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Pause after an accept failed, as it does without file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+/// An accept that fails again and again is told once in this time.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 
 /// An accepted client on its way to a worker.
 struct Accepted {
@@ -110,6 +112,7 @@ pub async fn accept(
     workers: Arc<Vec<WorkerThread>>,
     stop: CancellationToken,
 ) {
+    let mut told: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -119,7 +122,10 @@ pub async fn accept(
         match accepted {
             Ok((io, peer)) => hand_over(io, peer, &shared, &workers),
             Err(error) => {
-                tracing::warn!(%error, "could not accept a client");
+                if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+                    told = Some(Instant::now());
+                    tracing::warn!(%error, "could not accept a client");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
