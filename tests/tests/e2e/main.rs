@@ -5,6 +5,7 @@
 mod admin;
 mod docs;
 mod drivers;
+mod encodings;
 mod failures;
 mod harness;
 mod leaks;
