@@ -78,14 +78,20 @@ impl World {
         let cluster = Cluster::shared();
         cluster.execute("create role myuser login password 'myuser-secret'");
         cluster.execute("create database mydb owner myuser");
-        cluster.execute("create table accounts (id int, balance int); grant select on accounts to app");
-        cluster.execute("create table events (id int); grant select on events to app");
         let config = Config::new(cluster);
         let dir = std::env::temp_dir().join(format!("helios-docs-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let _ = std::os::unix::fs::symlink(program(), dir.join("heliosdb-proxy"));
         std::fs::write(dir.join("config.toml"), config.text()).unwrap();
-        Self { proxy: config.start().ready(), config: config.text(), dir }
+        let world = Self { proxy: config.start().ready(), config: config.text(), dir };
+        world.client().batch_execute("create table accounts (id int, balance int)").unwrap();
+        world.client().batch_execute("create table events (id int)").unwrap();
+        cluster.execute("select 1"); // waits until every standby has them
+        world
+    }
+
+    fn client(&self) -> postgres::Client {
+        self.proxy.config("myuser").dbname("mydb").connect(postgres::NoTls).unwrap()
     }
 
     fn command(&self, text: &str) -> String {
@@ -118,7 +124,7 @@ impl World {
             ("sh", "serve") => self.shell(at, SERVE, &[self.command(text).trim(), "serve.log", SERVES]),
             ("sh", "make") => text.lines().for_each(|line| is_target(at, line)),
             ("sql", "run") => {
-                let mut client = self.proxy.connect("app");
+                let mut client = self.client();
                 text.lines().for_each(|sql| drop(client.simple_query(sql).expect(sql)));
             }
             ("json", path) => {
