@@ -8,7 +8,7 @@ use crate::worker::{Shared, Worker};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Pause after an accept failed, as it does without file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+/// An accept that fails again and again is told once in this time.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 
 /// A worker's thread, as the app sees it.
 pub struct WorkerThread {
@@ -100,6 +102,7 @@ impl WorkerThread {
 
 /// Accepts until stopped.
 pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+    let mut told: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -109,7 +112,10 @@ pub async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: Cancellati
         match accepted {
             Ok((io, peer)) => hand_over(io, peer, &shared),
             Err(error) => {
-                tracing::warn!(%error, "could not accept a client");
+                if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+                    told = Some(Instant::now());
+                    tracing::warn!(%error, "could not accept a client");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -8,6 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use subtle::ConstantTimeEq as _;
 
+/// Most cancel requests on their way for one session: more say nothing new, and each is a connection to the server.
+const MOST_CANCELS: u32 = 2;
+
 /// What others may ask of a session, and what they need to know of it.
 pub struct SessionHandle {
     /// Our process id in BackendKeyData.
@@ -158,14 +161,16 @@ impl SessionHandle {
                 }
                 return;
             };
+            if target.in_flight >= MOST_CANCELS {
+                return;
+            }
             target.in_flight = target.in_flight.saturating_add(1);
             server
         };
+        let _counted = InFlight(self);
         if let Err(error) = clean::cancel(&server).await {
             tracing::debug!(%error, "could not deliver a cancel request");
         }
-        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        target.in_flight = target.in_flight.saturating_sub(1);
     }
 
     /// Cancels what this session runs, for the session's own timeouts.
@@ -174,8 +179,46 @@ impl SessionHandle {
     }
 }
 
+/// A cancel request on its way. Counted out however it ends: the login timeout may drop it half way.
+struct InFlight<'a>(&'a SessionHandle);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let mut target = self.0.target.lock().unwrap_or_else(PoisonError::into_inner);
+        target.in_flight = target.in_flight.saturating_sub(1);
+    }
+}
+
 impl Drop for Registered {
     fn drop(&mut self) {
         self.registry.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.handle.pid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::task::Context;
+
+    #[tokio::test]
+    async fn cancels_on_their_way_are_few_and_counted_out_when_dropped() {
+        let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let registered = Arc::new(Registry::default()).register(0x0003_0000);
+        let addr = silent.local_addr().unwrap();
+        registered.handle.set_server(&Arc::new(ServerIdent { addr, pid: 1, key: vec![0; 4] }));
+        let count = || registered.handle.target.lock().unwrap().in_flight;
+        {
+            let mut context = Context::from_waker(Waker::noop());
+            let (mut first, mut second) =
+                (pin!(registered.handle.cancel()), pin!(registered.handle.cancel()));
+            assert!(first.as_mut().poll(&mut context).is_pending());
+            assert!(second.as_mut().poll(&mut context).is_pending());
+            registered.handle.cancel().await;
+            assert_eq!(count(), MOST_CANCELS);
+        }
+        assert_eq!(count(), 0);
+        assert!(registered.handle.clear_server());
     }
 }

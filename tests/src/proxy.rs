@@ -164,8 +164,19 @@ fn write_private(path: &std::path::Path, text: &str) {
 /// When the program cannot be run.
 #[must_use]
 pub fn check(text: &str) -> Output {
+    check_with(text, &[])
+}
+
+/// The same with environment variables.
+///
+/// # Panics
+/// When the program cannot be run.
+#[must_use]
+pub fn check_with(text: &str, variables: &[(&str, &str)]) -> Output {
     let file = config_file(text);
-    let output = Command::new(program()).arg("--config").arg(&file).arg("--check").output().unwrap();
+    let mut command = Command::new(program());
+    command.envs(variables.iter().copied());
+    let output = command.arg("--config").arg(&file).arg("--check").output().unwrap();
     let _ = std::fs::remove_file(file);
     output
 }

@@ -150,7 +150,11 @@ async fn log_in(
         .user(&credential.user)
         .dbname(&credential.database)
         .application_name("helios-probe")
-        .options(format!("-c statement_timeout={}", limit.as_millis()))
+        // A standby refuses serializable transactions, whatever the role's default.
+        .options(format!(
+            "-c statement_timeout={} -c default_transaction_isolation=read\\ committed",
+            limit.as_millis()
+        ))
         .connect_timeout(limit)
         .ssl_mode(SslMode::Disable);
     if let Some(password) = &credential.password {

@@ -119,12 +119,17 @@ fn judge(s: &Statement<'_>, verb: Kw) -> Judged {
         Kw::Begin => begin(s),
         Kw::Start if s.second == Kw::Transaction => begin(s),
         Kw::Commit | Kw::End | Kw::Rollback | Kw::Abort => end(s),
-        Kw::Prepare if s.second == Kw::Transaction => Judged { tx: TxWord::End, ..Judged::write() },
+        // Two words alone: `PREPARE transaction AS ...` makes a statement of that name.
+        Kw::Prepare if s.second == Kw::Transaction && s.words == 2 => {
+            Judged { tx: TxWord::End, ..Judged::write() }
+        }
         Kw::Prepare => Judged::pin(Pins::PREPARE),
         Kw::Set if matches!(s.second, Kw::Local | Kw::Transaction | Kw::Constraints) => Judged::steer(),
         Kw::Set => Judged::pin(Pins::SETTING),
         Kw::Listen => Judged::pin(Pins::LISTEN),
         Kw::Load => Judged::pin(Pins::LOAD),
+        // Its body may leave any state behind.
+        Kw::Do => Judged { pins: Pins::SETTING, ..Judged::write() },
         Kw::Declare if s.hold => Judged::pin(Pins::HOLD_CURSOR),
         Kw::Declare | Kw::Discard | Kw::Steer => Judged::steer(),
         Kw::Create | Kw::Alter if s.temporary && !s.drops_at_commit => {

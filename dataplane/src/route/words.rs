@@ -30,6 +30,7 @@ pub(super) enum Kw {
     Delete,
     Discard,
     Distinct,
+    Do,
     Drop,
     End,
     Explain,
@@ -185,6 +186,7 @@ keywords! {
         Delete = b"delete";
         Discard = b"discard";
         Distinct = b"distinct";
+        Do = b"do";
         Drop = b"drop";
         End = b"end";
         Explain = b"explain";

@@ -23,6 +23,8 @@ pub const TEXT_MAX: usize = 256 * 1024;
 const RUN_MAX: usize = 64 * 1024;
 /// Replies are held back up to this long while the run may still be replayed on another node, in bytes.
 const HOLD_MAX: usize = 16 * 1024;
+/// The shortest Describe of a statement, in bytes.
+const SHORTEST_USE: usize = 7;
 /// A backend message up to this long is read whole if its contents matter, in bytes.
 const SMALL: usize = 64 * 1024;
 
@@ -117,6 +119,10 @@ pub struct Core {
     wrote: bool,
     /// What the server last said of being a standby, if it said anything.
     hot_standby: Option<bool>,
+    /// The unnamed statement on the server connection held is this session's, or there is none.
+    owns_unnamed: bool,
+    /// A standby has refused what this session does: its isolation, or a write that could not be replayed.
+    primary_only: bool,
     counts: Counts,
     names: Names,
     /// What the server connection held has prepared.
@@ -159,6 +165,8 @@ impl Core {
             discarding: false,
             wrote: false,
             hot_standby: None,
+            owns_unnamed: false,
+            primary_only: false,
             counts: Counts::default(),
             names: Names::default(),
             prepared: Prepared::default(),
@@ -200,6 +208,12 @@ impl Core {
     /// Statements judged since the last call.
     pub fn take_counts(&mut self) -> Counts {
         std::mem::take(&mut self.counts)
+    }
+
+    /// Whether a standby cannot serve what this session does.
+    #[must_use]
+    pub fn primary_only(&self) -> bool {
+        self.primary_only
     }
 
     /// Server bytes at the front of the buffer that were already looked at.
@@ -269,7 +283,10 @@ impl Core {
         self.held = 0;
         self.bound = Some(Bound { standby, replayable: standby && self.run.is_closed() });
         let (tag, verdict) = (self.run.first(), self.run.verdict().clone());
-        self.note(tag, &verdict);
+        if self.run.acts() {
+            self.note(tag, &verdict);
+        }
+        self.owns_unnamed = self.run.owns_unnamed();
         if self.run.prepares() {
             self.pins = self.pins.union(Pins::PREPARE);
         }

@@ -1,6 +1,6 @@
 //! The session core driven without a socket: scripted bytes in any split, what it forwards, replies and decides.
 
-use super::core::{ClientStep, Core, Ending, ServerOutcome};
+use super::core::{ClientStep, Core, Cut, Ending, ServerOutcome};
 use super::run::Judge;
 use crate::route::{Class, NoFunctions, Pins, VerdictCache};
 use crate::statements::{Interner, Prepared, Scope};
@@ -107,8 +107,14 @@ impl Play {
     }
 
     fn server(&mut self, bytes: &[u8]) -> (usize, ServerOutcome) {
-        let step = self.core.server(bytes, &[]);
-        (step.forward, step.outcome)
+        let mut bytes = bytes.to_vec();
+        loop {
+            let step = self.core.server(&bytes, &[]);
+            match step.outcome {
+                ServerOutcome::Cut(Cut { at, len, insert }) => drop(bytes.splice(at..at + len, insert)),
+                outcome => return (step.forward, outcome),
+            }
+        }
     }
 }
 
@@ -315,5 +321,147 @@ fn a_changed_encoding_is_noticed_and_its_return_too() {
         put(&mut report, b'S', |b| b.extend_from_slice(value));
         core.server(&report, &baseline);
         assert_eq!(core.reads_differently(), differs);
+    }
+}
+
+fn function_call(oid: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, b'F', |b| {
+        b.extend_from_slice(&oid.to_be_bytes());
+        b.extend_from_slice(&[0; 6]);
+    });
+    out
+}
+
+#[test]
+fn a_called_function_may_leave_anything_behind_unless_it_is_one_for_large_objects() {
+    const PG_ADVISORY_LOCK: u32 = 2880;
+    const LO_OPEN: u32 = 952;
+    let answer = [bare(b'V'), ready(TxStatus::Idle)].concat();
+    for (oid, free) in [(PG_ADVISORY_LOCK, false), (LO_OPEN, true)] {
+        let mut play = Play::new(PoolMode::Transaction);
+        assert_eq!(play.client_bound(&function_call(oid), false), Stop::Wait);
+        play.server(&answer);
+        assert_eq!(play.core.may_release(), free, "{oid}");
+        // Behind a statement on the same connection as well, and a DISCARD ALL before it does not free it.
+        let mut play = Play::new(PoolMode::Transaction);
+        assert_eq!(
+            play.client_bound(&[query("discard all"), function_call(oid)].concat(), false),
+            Stop::Wait
+        );
+        assert!(play.core.take_wrote());
+        play.server(&[bare(b'C'), ready(TxStatus::Idle), answer.clone()].concat());
+        assert_eq!(play.core.may_release(), free, "{oid}");
+    }
+}
+
+#[test]
+fn the_unnamed_statement_of_another_client_cannot_be_reached_behind_a_flush() {
+    let mut close = Vec::new();
+    put(&mut close, b'C', |b| b.extend_from_slice(b"Sx\0"));
+    let mut describe = Vec::new();
+    put(&mut describe, b'D', |b| b.extend_from_slice(b"S\0"));
+    let mut large = Vec::new();
+    put(&mut large, b'B', |b| b.extend_from_slice(&[0; 200_000]));
+    for use_it in [bind(""), describe, large] {
+        for cut in [5, 6, 7, use_it.len()] {
+            let mut play = Play::new(PoolMode::Transaction);
+            let begun = [close.clone(), bare(b'H')].concat();
+            assert_eq!(play.client_bound(&begun, false), Stop::Wait);
+            let mut stop = play.client(use_it.get(..cut).unwrap());
+            if stop == Stop::Wait {
+                stop = play.client(use_it.get(cut..).unwrap());
+            }
+            let Stop::Close(Ending::Error(error)) = stop else { panic!("{stop:?}") };
+            assert_eq!(error.code, "26000");
+            assert_eq!(play.forwarded, begun);
+        }
+    }
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&[parse("", "select 1"), bare(b'H')].concat(), false);
+    assert_eq!(play.client(&[bind(""), bare(b'E'), bare(b'S')].concat()), Stop::Wait, "its own may be used");
+}
+
+#[test]
+fn a_large_bind_of_which_only_the_header_came_is_not_sent_unseen() {
+    let mut large = Vec::new();
+    put(&mut large, b'B', |b| b.extend_from_slice(&[0; 200_000]));
+    let mut play = Play::new(PoolMode::Transaction);
+    assert_eq!(play.client_bound(large.get(..5).unwrap(), false), Stop::Wait);
+    play.client_bound(large.get(5..).unwrap(), false);
+    assert!(play.forwarded.is_empty());
+    assert_eq!(play.replied.get(..1), Some(&b"E"[..]));
+}
+
+#[test]
+fn a_named_statement_does_what_its_text_says_when_it_is_bound() {
+    let mut play = Play::new(PoolMode::Transaction);
+    for (sql, writes, pins) in [
+        ("select 1", false, Pins::NONE),
+        ("insert into t values (1)", true, Pins::NONE),
+        ("listen a", false, Pins::LISTEN),
+    ] {
+        let mut run = |bytes: &[u8], replies: &[u8]| {
+            play.client_bound(bytes, false);
+            let replies: Vec<u8> = replies.iter().flat_map(|tag| bare(*tag)).collect();
+            play.server(&[replies, ready(TxStatus::Idle)].concat());
+            let seen = (play.core.take_wrote(), play.core.pins());
+            if play.core.may_release() {
+                drop(play.core.released());
+            }
+            seen
+        };
+        assert_eq!(run(&[parse(sql, sql), bare(b'S')].concat(), b"1"), (false, Pins::NONE), "{sql}");
+        // Another server: the proxy's own Parse is answered first.
+        assert_eq!(run(&[bind(sql), bare(b'E'), bare(b'S')].concat(), b"12C"), (writes, pins), "{sql}");
+    }
+}
+
+#[test]
+fn a_session_whose_isolation_a_standby_refuses_stays_on_the_primary() {
+    let mut refusal = Vec::new();
+    put(&mut refusal, b'E', |b| {
+        b.extend_from_slice(b"SERROR\0C0A000\0Mlocalised\0RGetSerializableTransactionSnapshot\0\0");
+    });
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&query("select 1"), true);
+    assert_eq!(play.server(&refusal), (0, ServerOutcome::Refused));
+    play.core.replay();
+    assert_eq!(play.client(&query("select 1")), Stop::Acquire);
+    assert_eq!(play.core.run().verdict().hint.route, Some(crate::route::RouteHint::Primary));
+    let mut other = Vec::new();
+    put(&mut other, b'E', |b| b.extend_from_slice(b"SERROR\0C0A000\0Mnot supported\0Rf\0\0"));
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&query("select 1"), true);
+    assert_eq!(play.server(&other).1, ServerOutcome::More);
+}
+
+#[test]
+fn statement_mode_refuses_blocks_behind_a_flush() {
+    for block in [query("begin"), parse("", "begin")] {
+        let mut play = Play::new(PoolMode::Statement);
+        let begun = [parse("", "select 1"), bind(""), bare(b'E'), bare(b'H')].concat();
+        assert_eq!(play.client_bound(&begun, false), Stop::Wait);
+        let Stop::Close(Ending::Error(error)) = play.client(&block) else { panic!("not refused") };
+        assert_eq!((error.code, play.forwarded), ("0A000", begun));
+    }
+}
+
+#[test]
+fn a_write_that_a_standby_refuses_too_late_for_a_replay_finds_the_primary_at_the_next_try() {
+    let mut refusal = Vec::new();
+    put(&mut refusal, b'E', |b| b.extend_from_slice(b"SERROR\0C25006\0Mread-only\0\0"));
+    let late = [bare(b'T'), bare(b'D'), bare(b'C'), bare(b'T'), refusal].concat();
+    for (status, primary) in [(TxStatus::Idle, true), (TxStatus::InTransaction, false)] {
+        let mut play = Play::new(PoolMode::Transaction);
+        play.client_bound(&query("begin read only"), true);
+        play.server(&[bare(b'C'), ready(status)].concat());
+        play.client_bound(&query("select 1; select * from v"), true);
+        assert_eq!(play.server(&late).1, ServerOutcome::More);
+        play.server(&ready(TxStatus::Idle));
+        drop(play.core.released());
+        assert_eq!(play.client(&query("select 1; select * from v")), Stop::Acquire);
+        let hint = play.core.run().verdict().hint.route;
+        assert_eq!(hint == Some(crate::route::RouteHint::Primary), primary);
     }
 }

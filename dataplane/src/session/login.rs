@@ -222,24 +222,33 @@ impl Login<'_> {
         }
     }
 
-    /// The backend judges: its connection is opened first, and the client is asked for what the backend asks for.
+    /// The backend judges: a connection shows what it asks for, then the client is asked, then another connection tries
+    /// the answer. None is kept in between: a client that has proved nothing must not hold a place of the pool.
     async fn by_backend(&mut self, view: &Arc<View>) -> Result<Proved, Refusal> {
         if !self.is_near() && !view.settings().auth.allow_backend_trust {
             return Err(self.too_far());
         }
-        let slot = self.place(view).await?;
         let Startup { user, database, params, .. } = self.startup;
-        let opened = Opening::start(&slot.pool().node, Who { user, database, params }).await;
-        let (io, welcome, tried) = match opened.map_err(|e| self.dial_error(&slot, e))? {
-            Opened::Ready(io, welcome) => (io, welcome, None),
-            Opened::Asked(_, _) if !self.is_near() => return Err(self.too_far()),
-            Opened::Asked(opening, asked) => {
-                let password = self.password().await?;
-                let credential = Arc::new(Credential::Password(Password::new(password)));
+        let (mut slot, mut opened) = self.open(view).await?;
+        let mut credential = None;
+        if matches!(opened, Opened::Asked(..)) {
+            if !self.is_near() {
+                return Err(self.too_far());
+            }
+            drop(opened);
+            drop(slot);
+            let password = self.password().await?;
+            credential = Some(Arc::new(Credential::Password(Password::new(password))));
+            (slot, opened) = self.open(view).await?;
+        }
+        let (io, welcome, tried) = match (opened, credential) {
+            (Opened::Ready(io, welcome), _) => (io, welcome, None),
+            (Opened::Asked(opening, asked), Some(credential)) => {
                 let finished = opening.finish(asked, user, &credential).await;
                 let (io, welcome) = finished.map_err(|e| self.dial_error(&slot, e))?;
                 (io, welcome, self.tried(asked, &credential))
             }
+            (Opened::Asked(..), None) => return Err(self.wrong()),
         };
         let (credential, epoch) = self.worker.shared.auth.prove(user, database, tried);
         let identity = self.worker.shared.identities.get(user, database, params.clone(), epoch, &credential);
@@ -250,6 +259,15 @@ impl Login<'_> {
         let pool = Arc::clone(conn.slot.pool());
         pool.put_back(conn);
         Ok((credential, epoch))
+    }
+
+    /// Opens a connection up to the point where the backend asks for something.
+    async fn open(&self, view: &Arc<View>) -> Result<(Slot, Opened), Refusal> {
+        let slot = self.place(view).await?;
+        let Startup { user, database, params, .. } = self.startup;
+        let opened = Opening::start(&slot.pool().node, Who { user, database, params }).await;
+        let opened = opened.map_err(|e| self.dial_error(&slot, e))?;
+        Ok((slot, opened))
     }
 
     fn tried(&self, asked: Asked, credential: &Credential) -> Option<Tried> {

@@ -39,6 +39,8 @@ pub struct Run {
     named: bool,
     /// A statement is prepared that outlives the run, under a name that goes to the server as it is.
     kept: bool,
+    /// Something in it runs, or is prepared for this run only.
+    acts: bool,
     /// An unnamed statement was parsed and not bound yet.
     unbound: bool,
     /// An unnamed statement was parsed in this run.
@@ -65,6 +67,7 @@ impl Default for Run {
             judged: false,
             named: false,
             kept: false,
+            acts: false,
             unbound: false,
             parsed: false,
         }
@@ -76,6 +79,35 @@ impl Default for Run {
 pub fn no_blocks() -> PgError {
     PgError::error("0A000", "transaction blocks are not supported in statement pooling mode")
         .hint("Use pool mode \"transaction\" or \"session\" for this user or database.")
+}
+
+/// The refusal of an unnamed statement that this session has not parsed on this server connection.
+#[must_use]
+pub fn no_unnamed() -> PgError {
+    PgError::error("26000", "unnamed prepared statement does not exist")
+        .hint("In transaction and statement pooling the unnamed statement lives until the next Sync.")
+}
+
+/// The name of the prepared statement that a Bind or Describe message uses; `None` if it uses none, or if the name
+/// is not there yet.
+#[must_use]
+pub fn used_statement(tag: u8, here: &[u8]) -> Option<&[u8]> {
+    let body = here.get(5..)?;
+    let name = match tag {
+        b'B' => take_cstr(body)?.1,
+        _ => body.strip_prefix(b"S")?,
+    };
+    take_cstr(name).map(|(name, _)| name)
+}
+
+/// The verdict of a FunctionCall message. Drivers use it for large objects, whose functions leave nothing behind
+/// outside a transaction; any other function may leave any state behind.
+#[must_use]
+pub fn function_call(message: &[u8]) -> Verdict {
+    let oid = message.get(5..).and_then(<[u8]>::first_chunk).map(|oid| u32::from_be_bytes(*oid));
+    let large_objects = matches!(oid, Some(715 | 764 | 767 | 952..=958 | 964 | 1004 | 3170..=3172));
+    let pins = if large_objects { Pins::NONE } else { Pins::SETTING };
+    Verdict { pins, ..Verdict::in_doubt() }
 }
 
 fn nothing() -> Verdict {
@@ -131,6 +163,12 @@ impl Run {
         self.kept || self.unbound
     }
 
+    /// Whether it does anything beyond preparing statements by name.
+    #[must_use]
+    pub fn acts(&self) -> bool {
+        self.acts
+    }
+
     /// Whether statements are named in it that are known by these names.
     #[must_use]
     pub fn is_named(&self) -> bool {
@@ -141,6 +179,17 @@ impl Run {
     #[must_use]
     pub fn verdict(&self) -> &Verdict {
         &self.verdict
+    }
+
+    /// Whether after it the unnamed statement on its server is this session's own, or gone.
+    #[must_use]
+    pub fn owns_unnamed(&self) -> bool {
+        self.parsed || self.first == b'Q'
+    }
+
+    /// Reads of this session cannot run on a standby.
+    pub fn ask_for_primary(&mut self) {
+        self.verdict.hint.route = Some(crate::route::RouteHint::Primary);
     }
 
     /// Ends it where it is, as one whose end is not known: it goes to the primary.
@@ -180,9 +229,10 @@ impl Run {
             self.first = header.tag;
         }
         self.len = self.len.saturating_add(here.len());
+        self.acts |= matches!(header.tag, b'Q' | b'F' | b'B');
         match header.tag {
             b'Q' | b'P' => self.add_text(header.tag, (!partial).then_some(here), mode, names, judge)?,
-            b'F' => self.merge(&Verdict::in_doubt()),
+            b'F' => self.merge(&function_call(here)),
             b'B' | b'D' | b'C' => self.add_use(header.tag, here, mode, names, judge)?,
             _ => {}
         }
@@ -216,6 +266,7 @@ impl Run {
             let tracked = message.is_some() && mode != PoolMode::Session && names.has_room();
             self.named |= !name.is_empty() && tracked;
             self.kept |= !name.is_empty() && !tracked;
+            self.acts |= name.is_empty() || !tracked;
             self.unbound |= name.is_empty();
             self.parsed |= name.is_empty();
         }
@@ -254,16 +305,9 @@ impl Run {
             self.named = true;
             return Ok(());
         }
-        let body = here.get(5..).unwrap_or_default();
-        let unnamed = match tag {
-            b'B' => take_cstr(body).is_some_and(|(_, rest)| rest.first() == Some(&0)),
-            b'D' => body.starts_with(b"S\0"),
-            _ => false,
-        };
+        let unnamed = tag != b'C' && used_statement(tag, here) == Some(b"");
         if unnamed && !self.parsed {
-            return Err(Box::new(PgError::error("26000", "unnamed prepared statement does not exist").hint(
-                "In transaction and statement pooling the unnamed statement lives until the next Sync.",
-            )));
+            return Err(Box::new(no_unnamed()));
         }
         if unnamed && tag == b'B' {
             self.unbound = false;

@@ -305,7 +305,9 @@ impl Session {
     /// A standby refused the run: remember the text, hand the connection to its clean-up, offer the run again.
     fn refused(&mut self) {
         let worker = Arc::clone(&self.worker);
-        for (tag, message) in messages(&self.sent) {
+        // What was refused for the session's isolation is no write of others.
+        let refused = if self.core.primary_only() { &[][..] } else { &self.sent };
+        for (tag, message) in messages(refused) {
             let text = match tag {
                 b'Q' => query_text(message),
                 b'P' => parse_text(message).map(|(_, text)| text),

@@ -134,3 +134,23 @@ fn passwords_reach_no_log() {
     }
     assert_eq!(proxy.logged("-secret"), Vec::<String>::new());
 }
+
+#[test]
+fn a_client_that_has_proved_nothing_holds_no_place_of_the_pool() {
+    let proxy = Config { pool: 1, acquire_timeout: 1, ..Config::primary_only(Cluster::shared()) };
+    let proxy = proxy.start().ready();
+    let mut client = proxy.connect("app");
+    let asked: Vec<Raw> = (0..3)
+        .map(|_| {
+            let mut raw = Raw::connect(proxy.port());
+            raw.send(&startup(0x0003_0000, &[("user", "nobody"), ("database", "postgres")]));
+            let first = raw.next(PATIENCE);
+            assert!(matches!(&first, Next::Message(m) if m.body == [0, 0, 0, 3]), "{first:?}");
+            raw
+        })
+        .collect();
+    for i in 0..5 {
+        assert_eq!(client.query_one("select $1::int", &[&i]).unwrap().get::<_, i32>(0), i);
+    }
+    drop(asked);
+}

@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
 
 mod admin;
+mod docs;
 mod drivers;
+mod encodings;
 mod ends;
 mod failures;
 mod harness;
+mod leaks;
 mod login;
 mod pooling;
 mod routing;

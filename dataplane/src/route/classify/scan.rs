@@ -19,6 +19,8 @@ enum Prev<'a> {
     Open,
     Close,
     Comma,
+    /// Inside a function's body in standard SQL.
+    Semicolon,
     /// `::`
     Cast,
     Other,
@@ -98,10 +100,14 @@ impl<'a> Statement<'a> {
             TokenKind::Punct(b'(') => self.open(known),
             TokenKind::Punct(b')') => self.close(),
             TokenKind::Punct(b',') => Prev::Comma,
-            TokenKind::Punct(b'.') => Prev::Dot,
+            TokenKind::Punct(b'.') => {
+                // `SET local.x`: a setting's name, not SET LOCAL.
+                self.second = if self.words == 2 { Kw::None } else { self.second };
+                Prev::Dot
+            }
             TokenKind::Punct(b';') => {
                 self.doubt |= self.verb != Some(Kw::Create);
-                Prev::Other
+                Prev::Semicolon
             }
             TokenKind::Op if bytes == b"::" => Prev::Cast,
             TokenKind::Other => {
@@ -128,7 +134,9 @@ impl<'a> Statement<'a> {
             before => Name { text, quoted, qualifier: None, before },
         };
         let inner = if quoted { unquote(text) } else { text };
-        self.schema_of_temporaries(inner);
+        // A name written in escapes could be the schema of temporary objects.
+        let escaped = quoted && text.first() != Some(&b'"');
+        self.schema_of_temporaries(if escaped { b"pg_temp" } else { inner });
         let first = inner.first().map_or(0, |b| b | 0x20);
         if matches!(first, b'p' | b't' | b'd' | b'i')
             && inner.len() > 7
@@ -189,6 +197,10 @@ impl<'a> Statement<'a> {
             (_, Kw::To) if self.depth == 0 => self.to = true,
             (_, Kw::From) if self.depth == 0 => self.from = true,
             _ => {}
+        }
+        if self.prev == Prev::Semicolon && !kw.begins_query() && !kw.changes_rows() && kw != Kw::End {
+            // No body has such a statement: its end was missed, and this one may leave any state behind.
+            self.pins = self.pins.union(Pins::SETTING);
         }
         match kw {
             Kw::With if begins => self.with_lists |= Self::bit(self.depth),

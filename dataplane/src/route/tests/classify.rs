@@ -346,8 +346,6 @@ fn state_left_behind() {
         ("prepare p (int) as select $1", "prepared_statement"),
         ("execute p", ""),
         ("load 'auto_explain'", "load"),
-        ("do $$ begin perform set_config('a','b',false); end $$", ""),
-        ("listen a; set b = 1; load 'x'", "setting listen load"),
         ("create table begin_ as select 1 from begin atomic; set role x", "setting"),
     ] {
         assert_eq!(verdict(sql).pins.words().collect::<Vec<_>>().join(" "), words, "{sql}");
@@ -356,6 +354,29 @@ fn state_left_behind() {
         verdict("select 1").pins.is_empty()
             && Pins::LOAD.union(Pins::LISTEN).without(Pins::LOAD) == Pins::LISTEN
     );
+}
+
+#[test]
+fn state_hidden_in_bodies_and_names() {
+    for (sql, words) in [
+        ("do $$ begin perform set_config('a','b',false); end $$", "setting"),
+        ("do language plpgsql 'begin listen x; end'", "setting"),
+        ("insert into t values (1) on conflict do nothing", ""),
+        ("set local.x = 1", "setting"),
+        ("set transaction.x to 1", "setting"),
+        ("set constraints.x = 1", "setting"),
+        ("set local a.x = 1", ""),
+        ("prepare transaction as select 1", "prepared_statement"),
+        ("prepare transaction (int) as select $1", "prepared_statement"),
+        ("prepare transaction 'x'", ""),
+        ("create table U&\"pg\\005ftemp\".t (a int)", "temp_table"),
+        ("create function f() returns int begin atomic select 1 as case; end; set x = 1", "setting"),
+        ("create function f() returns int begin atomic select 1 case; return 2; end; listen x", "setting"),
+        ("create function f() returns int begin atomic select case 1 when 1 then 2 end; return 1; end", ""),
+        ("listen a; set b = 1; load 'x'", "setting listen load"),
+    ] {
+        assert_eq!(verdict(sql).pins.words().collect::<Vec<_>>().join(" "), words, "{sql}");
+    }
 }
 
 #[test]

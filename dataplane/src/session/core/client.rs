@@ -1,15 +1,15 @@
 //! What bytes of the client mean: runs for which a server connection is needed, and messages for the one that is held.
 //! Never looks at a parameter.
 
-use super::{Bound, ClientStep, Core, Ending, RUN_MAX, TEXT_MAX, begins};
+use super::{Bound, ClientStep, Core, Ending, RUN_MAX, SHORTEST_USE, TEXT_MAX, begins};
 use crate::route::{Class, Pins, Verdict};
 use crate::session::names::{Named, Rewriter, named};
-use crate::session::run::{Judge, no_blocks};
+use crate::session::run::{Judge, function_call, no_blocks, no_unnamed, used_statement};
 use crate::statements::{self, Deallocate};
 use helios_pgwire::backend::{self, TxStatus};
 use helios_pgwire::frame::{FrameError, Header, put, put_cstr};
 use helios_pgwire::frontend::query_text;
-use helios_pgwire::{PgError, frontend};
+use helios_pgwire::{PgError, Severity, frontend};
 use helios_proto::model::PoolMode;
 
 impl Core {
@@ -45,7 +45,8 @@ impl Core {
                 return ClientStep::Close(Ending::Terminate);
             }
             let here = rest.get(..header.size).unwrap_or(rest);
-            if here.len() < header.size && header.size <= held_whole(header.tag) {
+            let names = header.tag != b'B' || used_statement(b'B', here).is_some() || here.len() >= RUN_MAX;
+            if here.len() < header.size && (header.size <= held_whole(header.tag) || !names) {
                 return self.wait_or_acquire(buf.len());
             }
             self.client_skip = header.size.saturating_sub(here.len());
@@ -55,6 +56,9 @@ impl Core {
             }
             self.ledger.sent(header.tag);
             if self.run.is_finished() {
+                if self.primary_only {
+                    self.run.ask_for_primary();
+                }
                 return ClientStep::Acquire;
             }
         }
@@ -185,7 +189,7 @@ impl Core {
         judge: &mut Judge<'_>,
         out: &mut Vec<u8>,
     ) -> Option<ClientStep> {
-        let tag = header.tag;
+        let Header { tag, size } = header;
         if tag == b'X' {
             // What was asked before is answered first, as PostgreSQL does; what cannot end is not waited for.
             let ends = self.ledger.settled() || self.ledger.unsynced() || self.ledger.copy_in();
@@ -196,8 +200,11 @@ impl Core {
         }
         let stop = match tag {
             b'Q' | b'P' => self.forward_text(header, rest, judge, out),
-            b'B' | b'D' | b'C' if self.mode != PoolMode::Session => {
-                self.forward_use(header, rest, judge, out)
+            b'B' | b'D' => self.forward_use(header, rest, judge, out),
+            b'C' if rest.len() < size.min(SHORTEST_USE) => Some(ClientStep::Wait),
+            b'F' => {
+                self.note(tag, &function_call(rest));
+                None
             }
             _ => None,
         };
@@ -234,32 +241,38 @@ impl Core {
             return None;
         }
         self.note(tag, &verdict);
-        if self.mode == PoolMode::Statement && begins(&verdict) && self.ledger.settled() {
+        if self.mode == PoolMode::Statement && begins(&verdict) {
             return Some(self.refuse_block(tag, size, rest.len(), out));
         }
         if named {
             self.pins = self.pins.union(Pins::PREPARE);
+        } else {
+            self.owns_unnamed = true;
         }
         None
     }
 
-    /// A Bind, Describe or Close for the server connection held: of a statement that was prepared by name it does now
-    /// what its text says.
+    /// A Bind or Describe for the server connection held: a statement that was prepared by name does now what its text
+    /// says.
     fn forward_use(
         &mut self,
-        header: Header,
+        Header { tag, size }: Header,
         rest: &[u8],
         judge: &mut Judge<'_>,
         out: &mut Vec<u8>,
     ) -> Option<ClientStep> {
-        let Header { tag, size } = header;
-        let here = rest.get(..size).unwrap_or(rest);
-        match named(tag, here) {
-            Named::Unclear if here.len() < size && here.len() < RUN_MAX => Some(ClientStep::Wait),
-            Named::Yes(name) if tag == b'B' => {
-                let verdict = judge.text(self.names.sql(name)?);
+        match used_statement(tag, rest) {
+            // Another client's may still be there. No driver asks for this, so the session may end.
+            Some(b"") if !self.owns_unnamed => {
+                let error = PgError { severity: Severity::Fatal, ..no_unnamed() };
+                Some(ClientStep::Close(Ending::Error(Box::new(error))))
+            }
+            None if tag == b'B' && rest.len() < size.min(RUN_MAX) => Some(ClientStep::Wait),
+            None if tag == b'D' && rest.len() < size.min(SHORTEST_USE) => Some(ClientStep::Wait),
+            Some(name) if tag == b'B' && !name.is_empty() => {
+                let verdict = self.names.sql(name).map_or_else(Verdict::in_doubt, |sql| judge.text(sql));
                 self.note(tag, &verdict);
-                let refused = self.mode == PoolMode::Statement && begins(&verdict) && self.ledger.settled();
+                let refused = self.mode == PoolMode::Statement && begins(&verdict);
                 refused.then(|| self.refuse_block(b'P', size, rest.len(), out))
             }
             _ => None,
@@ -310,6 +323,11 @@ impl Core {
 
     /// Statement mode on a pinned connection: the block is refused here, up to its Sync if it is extended.
     fn refuse_block(&mut self, tag: u8, size: usize, there: usize, out: &mut Vec<u8>) -> ClientStep {
+        if !self.ledger.settled() {
+            // In the middle of a run there is no place for an answer of ours.
+            let error = PgError { severity: Severity::Fatal, ..no_blocks() };
+            return ClientStep::Close(Ending::Error(Box::new(error)));
+        }
         no_blocks().encode(out);
         if tag == b'P' {
             self.skip_to_sync = true;

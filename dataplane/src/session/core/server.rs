@@ -31,7 +31,9 @@ impl Core {
                     outcome = ServerOutcome::Fatal;
                     break;
                 }
-                if fields.is("25006") && self.replayable() {
+                let isolation = is_isolation_refusal(&fields, whole);
+                self.primary_only |= isolation || self.write_found_late(&fields);
+                if (fields.is("25006") || isolation) && self.replayable() {
                     outcome = ServerOutcome::Refused;
                     break;
                 }
@@ -45,6 +47,12 @@ impl Core {
             self.server_skip = size.saturating_sub(size.min(rest.len()));
         }
         self.finish_server(at, outcome)
+    }
+
+    /// A standby refused a write outside a transaction, too late for a replay: the session's next try must do better.
+    fn write_found_late(&self, fields: &ErrorFields<'_>) -> bool {
+        let on_standby = self.bound.is_some_and(|bound| bound.standby && !bound.replayable);
+        on_standby && fields.is("25006") && self.ledger.status() == TxStatus::Idle
     }
 
     fn finish_server(&mut self, at: usize, outcome: ServerOutcome) -> ServerStep {
@@ -136,4 +144,11 @@ impl Core {
             self.changed.push(name.to_vec());
         }
     }
+}
+
+/// Whether a standby refused a statement because the transaction is serializable, by default or by declaration. Told
+/// by the routine that raises it (`predicate.c`): the code alone stands for much else, and the text is localised.
+fn is_isolation_refusal(fields: &ErrorFields<'_>, whole: Option<&[u8]>) -> bool {
+    let routine = b"\0RGetSerializableTransactionSnapshot\0";
+    fields.is("0A000") && whole.is_some_and(|m| m.windows(routine.len()).any(|part| part == routine))
 }

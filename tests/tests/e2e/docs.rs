@@ -1,0 +1,173 @@
+//! What README and docs/ show is true: every block of code is run, loaded or compared, by the kind that stands behind
+//! its language in the fence. Only addresses and the place of the file differ. Never runs what is marked `by-hand`.
+//!
+//! `toml config`: a whole file. `toml part`: tables for one. `sh run`: commands that succeed. `sh serve`: the proxy, which
+//! starts and ends with SIGTERM. `sh make`: targets that exist. `sql run`: statements. `json PATH`: the shape of an
+//! answer. `text`: to look at.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use helios_tests::proxy::{check_with, program};
+use helios_tests::{Cluster, Config, Proxy};
+use serde_json::Value;
+
+/// One block of code of one document.
+struct Block {
+    at: String,
+    kind: String,
+    text: String,
+}
+
+/// What a served proxy logs once it takes clients.
+const SERVES: &str = "listening address=";
+/// Starts `$1`, waits until it serves, ends it; succeeds if the proxy ends with 0.
+const SERVE: &str = r#"
+sh -c "exec env $1" 2>"$2" &
+proxy=$!
+for i in $(seq 600); do grep -q "$3" "$2" && break; kill -0 $proxy || break; sleep 0.05; done
+kill -TERM $proxy
+wait $proxy
+grep -q "$3" "$2""#;
+const VERIFIER: &str = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$\
+    AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn documents() -> Vec<PathBuf> {
+    let mut found = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
+    for folder in ["docs", "docs/decisions"] {
+        let entries = std::fs::read_dir(root().join(folder)).unwrap().map(|e| e.unwrap().path());
+        found.extend(entries.filter(|p| p.extension().is_some_and(|e| e == "md")));
+    }
+    found
+}
+
+fn blocks() -> Vec<Block> {
+    let mut found = Vec::new();
+    for path in documents() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut open: Option<Block> = None;
+        for (line, number) in text.lines().zip(1..) {
+            match (line.strip_prefix("```"), open.as_mut()) {
+                (Some(kind), None) => {
+                    let at = format!("{}:{number}", path.strip_prefix(root()).unwrap().display());
+                    open = Some(Block { at, kind: kind.to_owned(), text: String::new() });
+                }
+                (Some(_), Some(_)) => found.extend(open.take()),
+                (None, Some(block)) => block.text.extend([line, "\n"]),
+                (None, None) => {}
+            }
+        }
+        assert!(open.is_none(), "{}: a block is not closed", path.display());
+    }
+    found
+}
+
+/// The test's own world, in place of the addresses and files that the documents name.
+struct World {
+    proxy: Proxy,
+    config: String,
+    dir: PathBuf,
+}
+
+impl World {
+    fn new() -> Self {
+        let cluster = Cluster::shared();
+        cluster.execute("create role myuser login password 'myuser-secret'");
+        cluster.execute("create database mydb owner myuser");
+        let config = Config::new(cluster);
+        let dir = std::env::temp_dir().join(format!("helios-docs-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let _ = std::os::unix::fs::symlink(program(), dir.join("heliosdb-proxy"));
+        std::fs::write(dir.join("config.toml"), config.text()).unwrap();
+        let world = Self { proxy: config.start().ready(), config: config.text(), dir };
+        world.client().batch_execute("create table accounts (id int, balance int)").unwrap();
+        world.client().batch_execute("create table events (id int)").unwrap();
+        cluster.execute("select 1"); // waits until every standby has them
+        world
+    }
+
+    fn client(&self) -> postgres::Client {
+        self.proxy.config("myuser").dbname("mydb").connect(postgres::NoTls).unwrap()
+    }
+
+    fn command(&self, text: &str) -> String {
+        let primary = format!("127.0.0.1:{}", Cluster::shared().primary().port);
+        let standby = format!("127.0.0.1:{}", Cluster::shared().node("standby").port);
+        text.replace("/etc/heliosproxy/config.toml", "config.toml")
+            .replace("target/release/heliosdb-proxy", "heliosdb-proxy")
+            .replace("localhost:9090", &self.proxy.admin.to_string())
+            .replace("-h localhost -p 5433", &format!("-h 127.0.0.1 -p {}", self.proxy.port()))
+            .replace("--listen 127.0.0.1:5433", "--listen 127.0.0.1:0 --admin 127.0.0.1:0")
+            .replace("db1:5432", &primary)
+            .replace("db2:5432", &standby)
+    }
+
+    fn shell(&self, at: &str, script: &str, arguments: &[&str]) {
+        let path = format!("{}:{}", self.dir.display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("sh");
+        command.args(["-e", "-c", script, "sh"]).args(arguments).current_dir(&self.dir).env("PATH", path);
+        command.env("PGPASSWORD", "myuser-secret").env_remove("RUST_LOG").stdin(std::process::Stdio::null());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{at}: {script} {arguments:?}: {output:?}");
+    }
+
+    fn try_block(&self, block: &Block) {
+        let Block { at, kind, text } = block;
+        match kind.split_once(' ').unwrap_or((kind, "")) {
+            ("toml", "config") => loads(at, text),
+            ("toml", "part") => loads(at, &format!("{}\n{text}", self.config)),
+            ("sh", "run") => self.shell(at, &self.command(text), &[]),
+            ("sh", "serve") => self.shell(at, SERVE, &[self.command(text).trim(), "serve.log", SERVES]),
+            ("sh", "make") => text.lines().for_each(|line| is_target(at, line)),
+            ("sql", "run") => {
+                let mut client = self.client();
+                text.lines().for_each(|sql| drop(client.simple_query(sql).expect(sql)));
+            }
+            ("json", path) => {
+                let shown: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{at}: {e}"));
+                let real: Value = serde_json::from_str(&self.proxy.get(path).body).unwrap();
+                assert_eq!(shape(&shown), shape(&real), "{at}");
+            }
+            ("sh", "by-hand") | ("text", "") => {}
+            _ => panic!("{at}: a block of the kind {kind:?} is not known"),
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn loads(at: &str, text: &str) {
+    let output = check_with(text, &[("REPORTING_PASSWORD", "secret"), ("APP_VERIFIER", VERIFIER)]);
+    assert!(output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn is_target(at: &str, line: &str) {
+    let makefile = std::fs::read_to_string(root().join("Makefile")).unwrap();
+    let target = line.strip_prefix("make ").and_then(|l| l.split_whitespace().next());
+    let target = target.unwrap_or_else(|| panic!("{at}: {line:?} makes nothing"));
+    assert!(makefile.lines().any(|l| l.starts_with(&format!("{target}:"))), "{at}: no target {target}");
+}
+
+/// The names in a JSON value, of an array those of its first element.
+fn shape(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields.iter().map(|(name, v)| (name.clone(), shape(v))).collect(),
+        Value::Array(items) => Value::Array(items.first().map(shape).into_iter().collect()),
+        _ => Value::Null,
+    }
+}
+
+#[test]
+fn every_block_of_the_documents_is_true() {
+    let (world, blocks) = (World::new(), blocks());
+    assert!(blocks.len() > 10, "the documents have blocks");
+    blocks.iter().for_each(|block| world.try_block(block));
+}
