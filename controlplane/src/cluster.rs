@@ -53,7 +53,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// A cluster of which nothing is known but its configuration.
     pub fn new(spec: Spec) -> Self {
-        let members = spec.nodes.iter().map(|node| Member::new(Arc::clone(node))).collect();
+        let members = spec.nodes.iter().map(|node| Member::new(Arc::clone(node), &spec.ops)).collect();
         let mut cluster = Self {
             spec,
             members,
@@ -80,6 +80,16 @@ impl Cluster {
 
     pub const fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Highest timeline seen on a primary; 0 if none was seen.
+    pub const fn timeline(&self) -> u32 {
+        self.timeline
+    }
+
+    /// System identifier of the cluster, once known.
+    pub const fn system(&self) -> Option<u64> {
+        self.system
     }
 
     /// The nodes in configuration order, as data planes see them.
@@ -177,8 +187,9 @@ impl Cluster {
         let mut old = std::mem::take(&mut self.members);
         for node in &spec.nodes {
             let kept = old.iter().position(|member| member.is_same_server(node)).map(|i| old.swap_remove(i));
-            let mut member = kept.unwrap_or_else(|| Member::new(Arc::clone(node)));
+            let mut member = kept.unwrap_or_else(|| Member::new(Arc::clone(node), &spec.ops));
             member.state.node = Arc::clone(node);
+            member.state.ops = spec.ops.get(&node.name).copied().unwrap_or_default();
             if forget {
                 member.facts = None;
             }

@@ -57,7 +57,10 @@ impl Publisher {
 fn snapshot(cluster: &Cluster, revision: u64) -> Snapshot {
     Snapshot {
         revision,
+        config_revision: cluster.spec().revision,
         epoch: cluster.epoch(),
+        timeline: cluster.timeline(),
+        system: cluster.system(),
         settings: Arc::clone(&cluster.spec().settings),
         nodes: cluster.states().cloned().collect(),
         primary: cluster.primary(),

@@ -4,6 +4,7 @@
 //! A walk: [`load`] reads the file -> [`parse`] -> `reader` (typed values, unknown keys, `${VAR}`) -> `sections`,
 //! `users`, `nodes` (what must fit together) -> [`Config`]. What a key may be and its default stand in [`keys`].
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -31,6 +32,8 @@ mod tests;
 mod users;
 
 pub use problem::{Problem, Report};
+#[cfg(feature = "grpc")]
+pub(crate) use {nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, users::is_scram_verifier};
 
 /// A larger file is not a configuration.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -168,7 +171,7 @@ fn assemble(
         admin: top.admin.unwrap_or(unspecified),
         workers: top.workers,
         drain_timeout: top.drain_timeout,
-        spec: Spec { settings, health, nodes },
+        spec: Spec { settings, health, nodes, ops: BTreeMap::new(), revision: 0 },
         warnings: Vec::new(),
     };
     reader.finish((config, literal_secret))

@@ -9,7 +9,7 @@ use super::keys::{self, KEYS, Kind, Section};
 use super::nearest::nearest;
 
 /// Longest duration in a file: a year.
-pub(super) const MAX_SECONDS: u64 = 31_536_000;
+pub(crate) const MAX_SECONDS: u64 = 31_536_000;
 
 /// The problem with a top-level name that is no key; `None` if it is a section.
 pub(super) fn top_stranger(name: &str, value: &Spanned<DeValue<'_>>) -> Option<String> {
