@@ -23,6 +23,7 @@ pub mod keys;
 mod nearest;
 mod nodes;
 mod phrases;
+mod plane;
 mod problem;
 mod reader;
 mod sections;
@@ -31,6 +32,7 @@ mod substitute;
 mod tests;
 mod users;
 
+pub use plane::{Access, ControlPlane, Discovery, Management, StoreSettings, Token, TokenProof};
 pub use problem::{Problem, Report};
 #[cfg(feature = "grpc")]
 pub(crate) use {nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, users::is_scram_verifier};
@@ -51,6 +53,14 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Settings, health checks and nodes.
     pub spec: Spec,
+    /// `[control_plane]`: where a data plane of a fleet takes its snapshots from; `None`: standalone.
+    pub control_plane: Option<ControlPlane>,
+    /// `[management]`
+    pub management: Management,
+    /// `[discovery]`
+    pub discovery: Discovery,
+    /// `[store]`; `None`: changes end with the process.
+    pub store: Option<StoreSettings>,
     /// What an operator should know though it is no error.
     pub warnings: Vec<String>,
 }
@@ -124,7 +134,7 @@ pub fn from_args(
             }
         }
     }
-    let nodes = if drafts.is_empty() && wrong { Vec::new() } else { nodes::check(&mut reader, drafts) };
+    let nodes = if drafts.is_empty() && wrong { Vec::new() } else { nodes::check(&mut reader, drafts, true) };
     assemble(reader, &root, top, nodes).map(|(config, _)| config)
 }
 
@@ -143,7 +153,9 @@ fn read(text: &str, file_name: &str, env: Env<'_>) -> Result<(Config, bool), Rep
     let top = sections::top(&mut reader, root);
     let mut drafts = Vec::new();
     let shaped = reader.each(root, Section::Nodes, |mut part| drafts.push(nodes::read(&mut part)));
-    let nodes = if shaped { nodes::check(&mut reader, drafts) } else { Vec::new() };
+    // A data plane of a fleet gets its nodes from the control plane; its own are for a start without one.
+    let needed = !root.iter().any(|(key, _)| key.get_ref() == Section::ControlPlane.name());
+    let nodes = if shaped { nodes::check(&mut reader, drafts, needed) } else { Vec::new() };
     assemble(reader, root, top, nodes)
 }
 
@@ -161,6 +173,10 @@ fn assemble(
     let auth = sections::auth(&mut reader, root);
     let users = read_users(&mut reader, root, pool.max_pool_size);
     let databases = read_databases(&mut reader, root, pool.max_pool_size);
+    let control_plane = plane::control_plane(&mut reader, root);
+    let management = plane::management(&mut reader, root);
+    let discovery = plane::discovery(&mut reader, root);
+    let store = plane::store(&mut reader, root);
     let literal_secret = reader.literal_secret;
     let write_timeout = top.write_timeout;
     let settings = Arc::new(Settings { pool, balancer, limits, auth, users, databases, write_timeout });
@@ -172,6 +188,10 @@ fn assemble(
         workers: top.workers,
         drain_timeout: top.drain_timeout,
         spec: Spec { settings, health, nodes, ops: BTreeMap::new(), revision: 0 },
+        control_plane,
+        management,
+        discovery,
+        store,
         warnings: Vec::new(),
     };
     reader.finish((config, literal_secret))

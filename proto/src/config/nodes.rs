@@ -39,9 +39,9 @@ pub(super) fn read(part: &mut Part<'_, '_>) -> Draft {
     draft
 }
 
-/// Checks the nodes together and names those without a name. Problems go to `reader`.
-pub(super) fn check(reader: &mut Reader<'_>, drafts: Vec<Draft>) -> Vec<Arc<Node>> {
-    if drafts.is_empty() {
+/// Checks the nodes together and names those without a name. Problems go to `reader`. `needed`: at least one.
+pub(super) fn check(reader: &mut Reader<'_>, drafts: Vec<Draft>, needed: bool) -> Vec<Arc<Node>> {
+    if drafts.is_empty() && needed {
         reader.problem(None, format!("no {}: at least one is needed", Section::Nodes.header()));
     }
     let mut nodes: Vec<(Option<usize>, Arc<Node>)> = Vec::new();
