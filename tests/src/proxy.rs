@@ -141,7 +141,7 @@ pub fn program() -> PathBuf {
 }
 
 /// A new file for a configuration.
-fn config_file(text: &str) -> PathBuf {
+pub(crate) fn config_file(text: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("helios-config-{}-{count}.toml", std::process::id()));
@@ -342,7 +342,7 @@ impl Proxy {
 }
 
 /// The address that follows `key` in a line.
-fn address_after(line: &str, key: &str) -> Option<SocketAddr> {
+pub(crate) fn address_after(line: &str, key: &str) -> Option<SocketAddr> {
     line.split_once(key)?.1.split_whitespace().next()?.parse().ok()
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use crate::model::{Database, Role, Settings, Spec, User};
+use crate::model::{Database, Node, Role, Secret, Settings, Spec, User};
 use keys::Section;
 use reader::{Env, Reader};
 
@@ -61,6 +61,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// `[store]`; `None`: changes end with the process.
     pub store: Option<StoreSettings>,
+    /// The text that says all this, secrets included.
+    pub text: Secret,
     /// What an operator should know though it is no error.
     pub warnings: Vec<String>,
 }
@@ -135,7 +137,17 @@ pub fn from_args(
         }
     }
     let nodes = if drafts.is_empty() && wrong { Vec::new() } else { nodes::check(&mut reader, drafts, true) };
-    assemble(reader, &root, top, nodes).map(|(config, _)| config)
+    let text = nodes.iter().map(|node| as_text(node)).collect();
+    let (config, _) = assemble(reader, &root, top, nodes)?;
+    Ok(Config { text: Secret::new(text), ..config })
+}
+
+/// A node as it stands in a file; its host has been checked to need no escapes.
+fn as_text(node: &Node) -> String {
+    let Node { name, host, port, role, weight } = node;
+    format!(
+        "[[nodes]]\nname = \"{name}\"\nhost = {host:?}\nport = {port}\nrole = \"{role}\"\nweight = {weight}\n"
+    )
 }
 
 /// The configuration, and whether the file itself holds a secret.
@@ -156,7 +168,8 @@ fn read(text: &str, file_name: &str, env: Env<'_>) -> Result<(Config, bool), Rep
     // A data plane of a fleet gets its nodes from the control plane; its own are for a start without one.
     let needed = !root.iter().any(|(key, _)| key.get_ref() == Section::ControlPlane.name());
     let nodes = if shaped { nodes::check(&mut reader, drafts, needed) } else { Vec::new() };
-    assemble(reader, root, top, nodes)
+    let (config, literal_secret) = assemble(reader, root, top, nodes)?;
+    Ok((Config { text: Secret::new(text.to_owned()), ..config }, literal_secret))
 }
 
 /// Reads everything but the top and the nodes.
@@ -164,7 +177,7 @@ fn assemble(
     mut reader: Reader<'_>,
     root: &DeTable<'_>,
     top: sections::Top,
-    nodes: Vec<Arc<crate::model::Node>>,
+    nodes: Vec<Arc<Node>>,
 ) -> Result<(Config, bool), Report> {
     let pool = sections::pool(&mut reader, root);
     let health = sections::health(&mut reader, root);
@@ -192,6 +205,7 @@ fn assemble(
         management,
         discovery,
         store,
+        text: Secret::new(String::new()),
         warnings: Vec::new(),
     };
     reader.finish((config, literal_secret))

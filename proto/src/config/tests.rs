@@ -552,6 +552,7 @@ fn the_command_line_makes_the_same_configuration() {
         ]
     );
     assert_eq!(config.listen.port(), 0);
+    assert_eq!(good(config.text.expose()).spec, config.spec, "the text says the same");
     assert_eq!(config.admin.port(), 9090);
     for (listen, primary, expected) in [
         (None, None, "command line: no [[nodes]]: at least one is needed"),
@@ -666,6 +667,7 @@ impl Config {
     fn with_host(mut self, host: &str) -> Self {
         let node = Node { host: host.to_owned(), ..self.spec.nodes[0].as_ref().clone() };
         self.spec.nodes = vec![Arc::new(node)];
+        self.text = Secret::new(EXAMPLE.to_owned());
         self
     }
 }
