@@ -45,6 +45,10 @@ pub async fn start(config: &Config) -> io::Result<App> {
     let admin = http::bind(config.admin).await?;
     let addresses = (streams.local_addr()?, admin.local_addr()?);
     let management = operators.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
+    warn_of_plain_text(config.discovery.listen, "discovery");
+    if config.management.enabled {
+        warn_of_plain_text(config.management.listen, "management");
+    }
     let core = Core::start(store, (config.text.expose(), false), &stop, &tracker).map_err(described)?;
     let started = Instant::now();
     let service = discovery::Service {
@@ -58,7 +62,7 @@ pub async fn start(config: &Config) -> io::Result<App> {
     // Each listener knows only the tokens that are meant for it.
     let (of_dataplanes, of_operators): (Vec<Token>, Vec<Token>) =
         config.management.tokens.iter().cloned().partition(|token| token.access == Access::Dataplane);
-    let routes = grpc::discovery_routes(service).await?;
+    let routes = grpc::discovery_routes(service).await;
     tracker.spawn(logged(grpc::serve(streams, routes, Door::new(&of_dataplanes, false), stop.clone())));
     if let Some(listener) = operators {
         let about = About {
@@ -74,6 +78,12 @@ pub async fn start(config: &Config) -> io::Result<App> {
     }
     tracker.spawn(http::serve(admin, core, stop.clone()));
     Ok(App { discovery: addresses.0, management, admin: addresses.1, stop, tracker })
+}
+
+fn warn_of_plain_text(address: SocketAddr, section: &str) {
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "[{section}] is not encrypted: tokens and passwords can be read on the network");
+    }
 }
 
 /// An error with its causes, as one text.

@@ -251,16 +251,41 @@ impl Keeper {
         }
         let (store, expected) = (Arc::clone(&self.store), desired.revision);
         let (actor, comment, content) = (request.actor.to_owned(), request.comment.to_owned(), text.clone());
-        let meta = blocking(move || store.append(expected, &actor, &comment, &content)).await?;
+        let meta = match blocking(move || store.append(expected, &actor, &comment, &content)).await {
+            Ok(meta) => meta,
+            Err(refusal) => {
+                self.catch_up(&mut desired).await;
+                return Err(refusal);
+            }
+        };
         let mut ops = desired.spec.ops.clone();
         ops.retain(|name, _| config.spec.nodes.iter().any(|node| node.name == *name));
         if ops != desired.spec.ops {
             let (store, kept) = (Arc::clone(&self.store), ops.clone());
-            blocking(move || store.save_ops(&kept)).await?;
+            // The revision is made: marks of nodes that are gone may stay on disk, they do nothing.
+            if let Err(error) = blocking(move || store.save_ops(&kept)).await {
+                warnings.push(format!("marks of removed nodes could not be forgotten: {error}"));
+            }
         }
         desired.spec = Spec { ops, revision: meta.revision, ..config.spec };
         (desired.text, desired.revision) = (text, meta.revision);
         self.publish(&desired, warnings).await
+    }
+
+    /// After a failed write: a revision that is in force all the same, as when only the last sync failed, is taken up.
+    async fn catch_up(&self, desired: &mut Desired) {
+        let store = Arc::clone(&self.store);
+        let Ok(Some(document)) = blocking(move || store.current()).await else { return };
+        if document.meta.revision == desired.revision {
+            return;
+        }
+        if let Ok(config) = read(&document.text) {
+            let revision = document.meta.revision;
+            tracing::warn!(revision, "taking up the revision that the store holds");
+            desired.spec = Spec { ops: desired.spec.ops.clone(), revision, ..config.spec };
+            (desired.text, desired.revision) = (document.text, revision);
+            self.events.reload(desired.spec.clone()).await;
+        }
     }
 
     /// Changes operators' marks; `change` says whether anything is different.

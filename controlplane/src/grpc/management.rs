@@ -1,10 +1,10 @@
-//! The service for operators: reads from the snapshot, the fleet and the store; changes through the keeper, then waits
-//! for the data planes' acknowledgements. Every change, made or refused, is in the audit log. No reply holds a secret.
+//! The service for operators: reads from the snapshot, the fleet and the store; how changes are made stands in `changes`.
+//! No reply holds a secret.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use helios_proto::model::{Health, Node, NodeName, NodeOps, Role, Snapshot};
+use helios_proto::model::{Health, Role, Snapshot};
 use helios_proto::wire;
 use helios_proto::wire::v1::{self, management_server::Management, pool_op_request::Op};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -13,14 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
-use super::auth::Caller;
+use super::changes::Change;
 use super::show;
 use crate::core::Core;
 use crate::document;
 use crate::feed::{Feed, Kind};
 use crate::fleet::Fleet;
-use crate::keeper::{self, Changed, Keeper, Refusal};
-use crate::store::{Record, unix_ms};
+use crate::keeper::Keeper;
 
 /// What the answering program says about itself.
 #[derive(Debug, Clone)]
@@ -75,37 +74,7 @@ pub struct Service {
     pub tracker: TaskTracker,
 }
 
-type Reply<T> = Result<Response<T>, Status>;
-
-/// A change on its way: who, what, and how long to wait.
-struct Change {
-    caller: Caller,
-    verb: &'static str,
-    detail: String,
-    wait: Option<v1::Wait>,
-}
-
-fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
-    // The gate puts it there; without it nothing goes on.
-    request.extensions().get().cloned().ok_or_else(|| Status::internal("the caller is not known"))
-}
-
-impl Change {
-    fn of<T>(
-        request: Request<T>,
-        verb: &'static str,
-        what: impl FnOnce(&T) -> (String, Option<v1::Wait>),
-    ) -> Result<(Self, T), Status> {
-        let caller = caller(&request)?;
-        let message = request.into_inner();
-        let (detail, wait) = what(&message);
-        Ok((Self { caller, verb, detail, wait }, message))
-    }
-
-    fn request<'a>(&'a self, comment: &'a str, expected: Option<u64>, dry_run: bool) -> keeper::Request<'a> {
-        keeper::Request { actor: &self.caller.name, comment, expected, dry_run }
-    }
-}
+pub(super) type Reply<T> = Result<Response<T>, Status>;
 
 impl Service {
     /// The service over a core; its watches run on `tracker` and end with `stop`.
@@ -121,135 +90,8 @@ impl Service {
         Self { keeper, fleet, feed, snapshots, about, explain, stop, tracker }
     }
 
-    fn snapshot(&self) -> Arc<Snapshot> {
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshots.borrow())
-    }
-
-    /// Writes a change down, and waits for the data planes.
-    async fn finish(&self, change: Change, result: Result<Changed, Refusal>) -> Reply<v1::ChangeReply> {
-        let Change { caller, verb, detail, wait } = change;
-        let (outcome, config_revision) = match &result {
-            Ok(changed) => ("ok".to_owned(), changed.config_revision),
-            Err(refusal) => (refusal.to_string(), 0),
-        };
-        let Caller { name: actor, access, from } = caller;
-        tracing::info!(%actor, %from, verb, %detail, %outcome, "change");
-        let dry = result.as_ref().is_ok_and(|changed| changed.revision == 0);
-        if !dry {
-            if result.is_ok() {
-                self.feed.tell(Kind::Change, "", &format!("{verb} {detail} (by {actor})"));
-            }
-            let (role, verb) = (access.to_string(), verb.to_owned());
-            let at_unix_ms = unix_ms();
-            let record = Record { at_unix_ms, actor, role, from, verb, detail, outcome, config_revision };
-            self.keeper.audit(record).await;
-        }
-        let changed = result.map_err(|refusal| show::status(&refusal))?;
-        let revision = if dry { self.snapshot().revision } else { changed.revision };
-        let longest = Duration::from_millis(wait.unwrap_or_default().timeout_ms).min(keeper::LONGEST_WAIT);
-        let (dataplanes, acknowledged) = self.fleet.acknowledged(revision, longest).await;
-        let fleet = self.fleet.list();
-        Ok(Response::new(v1::ChangeReply {
-            config_revision: changed.config_revision,
-            revision,
-            dataplanes,
-            acknowledged,
-            refused: fleet.iter().flat_map(show::refusals).collect(),
-            changed: changed.changed,
-            warnings: changed.warnings,
-        }))
-    }
-
-    /// Changes the marks of one node, or of all if `node` is empty.
-    async fn mark(
-        &self,
-        node: &str,
-        change: impl Fn(&mut NodeOps, bool) -> Result<(), Refusal>,
-    ) -> Result<Changed, Refusal> {
-        let primary = self.snapshot().primary().map(|state| state.node.name.clone());
-        self.keeper
-            .mark(|spec, ops| {
-                let meant = || spec.nodes.iter().filter(|n| node.is_empty() || n.name.as_str() == node);
-                if meant().next().is_none() {
-                    return Err(Refusal::NotFound(format!("there is no node {node:?}")));
-                }
-                for node in meant() {
-                    let marks = ops.entry(node.name.clone()).or_default();
-                    change(marks, primary.as_ref() == Some(&node.name))?;
-                }
-                Ok(())
-            })
-            .await
-    }
-
-    async fn add(&self, change: &Change, sent: v1::AddNodeRequest) -> Result<Changed, Refusal> {
-        let v1::AddNodeRequest { name, host, port, role, weight, dry_run, wait: _ } = sent;
-        let role =
-            wire::to_role(role).ok_or_else(|| Refusal::Wrong("role is missing or unknown".to_owned()))?;
-        let port = if port == 0 { 5432 } else { port };
-        let port = u16::try_from(port).map_err(|_| Refusal::Wrong(format!("port {port} is none")))?;
-        let named = !name.is_empty();
-        let node = Node { name: NodeName::new(&name), host, port, role, weight: weight.unwrap_or(100) };
-        let comment = format!("node add {}", change.detail);
-        self.keeper
-            .edit(&change.request(&comment, None, dry_run), |desired| {
-                if named && desired.spec.nodes.iter().any(|n| n.name == node.name) {
-                    return Err(Refusal::Exists(format!("there is a node {name:?} already")));
-                }
-                Ok((document::with_node(&desired.text, &node, named)?, Vec::new()))
-            })
-            .await
-    }
-
-    async fn remove(&self, change: &Change, sent: &v1::RemoveNodeRequest) -> Result<Changed, Refusal> {
-        let snapshot = self.snapshot();
-        let primary = snapshot.primary().is_some_and(|state| state.node.name.as_str() == sent.name);
-        let (_, busy, _) = show::load(&sent.name, &self.fleet.list());
-        let comment = format!("node remove {}", sent.name);
-        self.keeper
-            .edit(&change.request(&comment, None, sent.dry_run), |desired| {
-                let nodes = &desired.spec.nodes;
-                let index = nodes.iter().position(|node| node.name.as_str() == sent.name);
-                let index =
-                    index.ok_or_else(|| Refusal::NotFound(format!("there is no node {:?}", sent.name)))?;
-                if primary && !sent.force {
-                    return Err(Refusal::NotNow(
-                        "it is the primary; use force to remove it all the same".to_owned(),
-                    ));
-                }
-                if busy > 0 && !sent.force {
-                    return Err(Refusal::NotNow(format!(
-                        "{busy} server connections to it are in use; drain it first, or use force"
-                    )));
-                }
-                let names: Vec<NodeName> = nodes.iter().map(|node| node.name.clone()).collect();
-                Ok((document::without_node(&desired.text, index, &names)?, Vec::new()))
-            })
-            .await
-    }
-
-    async fn pool_op(&self, sent: &v1::PoolOpRequest) -> Result<Changed, Refusal> {
-        let op = Op::try_from(sent.op).unwrap_or(Op::Unspecified);
-        if op == Op::Unspecified {
-            return Err(Refusal::Wrong("op is missing or unknown".to_owned()));
-        }
-        if sent.size.is_some() && op != Op::Resize {
-            return Err(Refusal::Wrong("size is for OP_RESIZE only".to_owned()));
-        }
-        if sent.size.is_some_and(|size| !(1..=10_000).contains(&size)) {
-            return Err(Refusal::Wrong("size must be 1 to 10000".to_owned()));
-        }
-        self.mark(&sent.node, |marks, _| {
-            match op {
-                Op::Pause => marks.paused = true,
-                Op::Resume => marks.paused = false,
-                Op::Reconnect => marks.reconnect = marks.reconnect.saturating_add(1),
-                Op::Resize => marks.pool_size = sent.size,
-                Op::Unspecified => {}
-            }
-            Ok(())
-        })
-        .await
     }
 }
 
@@ -321,23 +163,7 @@ impl Management for Service {
             let reset = if sent.reset_weight { " weight as configured" } else { "" };
             (format!("{}{drained}{weight}{reset}", sent.name), sent.wait)
         })?;
-        let result = if sent.name.is_empty() {
-            Err(Refusal::Wrong("name is missing".to_owned()))
-        } else if sent.weight.is_some_and(|weight| weight > 10_000) {
-            Err(Refusal::Wrong("weight must be 0 to 10000".to_owned()))
-        } else {
-            self.mark(&sent.name, |marks, primary| {
-                if sent.drained == Some(true) && primary {
-                    return Err(Refusal::NotNow(
-                        "it is the primary: writes have nowhere else to go".to_owned(),
-                    ));
-                }
-                marks.drained = sent.drained.unwrap_or(marks.drained);
-                marks.weight = if sent.reset_weight { None } else { sent.weight.or(marks.weight) };
-                Ok(())
-            })
-            .await
-        };
+        let result = self.set(&sent).await;
         self.finish(change, result).await
     }
 
@@ -352,7 +178,7 @@ impl Management for Service {
             let size = sent.size.map(|size| format!(" to {size}")).unwrap_or_default();
             (format!("{op} {node}{size}"), sent.wait)
         })?;
-        let result = self.pool_op(&sent).await;
+        let result = self.operate(&sent).await;
         self.finish(change, result).await
     }
 

@@ -2,6 +2,7 @@
 //! reflection beside them. Decides nothing about nodes: it asks the keeper, the fleet and the snapshot.
 
 pub mod auth;
+mod changes;
 pub mod discovery;
 pub mod management;
 mod show;
@@ -32,18 +33,15 @@ const LARGEST: usize = 8 << 20;
 /// Calls that one connection may have open.
 const CALLS: u32 = 256;
 
-/// One of the two services with its companions.
-///
-/// # Errors
-/// The descriptor set is damaged.
-pub async fn discovery_routes(service: discovery::Service) -> io::Result<Routes> {
+/// The service for data planes, with health beside it.
+pub async fn discovery_routes(service: discovery::Service) -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<DiscoveryServer<discovery::Service>>().await;
     let service = DiscoveryServer::new(service).max_decoding_message_size(LARGEST);
-    Ok(Routes::new(health).add_service(service).add_service(reflection()?))
+    Routes::new(health).add_service(service)
 }
 
-/// The service for operators with its companions.
+/// The service for operators, with health and reflection beside it.
 ///
 /// # Errors
 /// The descriptor set is damaged.

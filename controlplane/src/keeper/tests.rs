@@ -109,6 +109,19 @@ async fn marks_survive_a_new_configuration_but_not_their_node() {
 }
 
 #[tokio::test]
+async fn a_revision_that_somebody_else_made_is_taken_up_and_not_overwritten() {
+    let store: Arc<dyn Store> = Arc::new(Memory::default());
+    let stage = start(Arc::clone(&store), TEXT, false).unwrap();
+    store.append(1, "somebody", "", &TEXT.replace("port = 2", "port = 4")).unwrap();
+    let keeper = &stage.core.keeper;
+    let text = TEXT.replace("port = 2", "port = 3");
+    let conflict = keeper.apply(&request(None, false), &text).await.unwrap_err();
+    assert!(matches!(conflict, Refusal::Conflict { expected: 1, current: 2 }), "{conflict}");
+    assert_eq!(stage.core.snapshots.borrow().nodes[1].node.port, 4);
+    assert_eq!(keeper.apply(&request(Some(2), false), &text).await.unwrap().config_revision, 3);
+}
+
+#[tokio::test]
 async fn the_file_seeds_an_empty_store_and_follows_only_where_it_is_told_to() {
     let store: Arc<dyn Store> = Arc::new(Memory::default());
     assert!(matches!(start(Arc::clone(&store), "nonsense = 1", false), Err(Refusal::Invalid(_))));
