@@ -6,6 +6,8 @@ mod changes;
 pub mod discovery;
 pub mod management;
 mod show;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;
