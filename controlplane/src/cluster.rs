@@ -11,6 +11,7 @@ use crate::health::{Facts, Failure, FailureKind, Reply};
 use crate::lag::Ring;
 use crate::member::{Member, Outline};
 use crate::primary::{self, Claim, Decision, Doubt, Known};
+use crate::store::Latch;
 
 /// Positions of two nodes are compared only if they were read within this time of each other.
 const SAME_ROUND: Duration = Duration::from_secs(1);
@@ -24,6 +25,8 @@ pub(crate) enum Event {
     Evidence { node: NodeName, evidence: Evidence },
     /// The configuration changed.
     Reload(Spec),
+    /// A data plane holds a snapshot with this epoch: an earlier life of this control plane was further.
+    Held { epoch: u64 },
 }
 
 /// What an event changed.
@@ -51,17 +54,17 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster of which nothing is known but its configuration.
-    pub fn new(spec: Spec) -> Self {
-        let members = spec.nodes.iter().map(|node| Member::new(Arc::clone(node))).collect();
+    /// A cluster of which nothing is known but its configuration, and what was latched in an earlier life.
+    pub fn new(spec: Spec, latch: &Latch) -> Self {
+        let members = spec.nodes.iter().map(|node| Member::new(Arc::clone(node), &spec.ops)).collect();
         let mut cluster = Self {
             spec,
             members,
             primary: None,
-            last_primary: None,
-            system: None,
-            timeline: 0,
-            epoch: 0,
+            last_primary: latch.primary.as_deref().map(NodeName::new),
+            system: latch.system,
+            timeline: latch.timeline,
+            epoch: latch.epoch,
             doubt: None,
             ring: Ring::default(),
         };
@@ -82,6 +85,16 @@ impl Cluster {
         self.epoch
     }
 
+    /// Highest timeline seen on a primary; 0 if none was seen.
+    pub const fn timeline(&self) -> u32 {
+        self.timeline
+    }
+
+    /// System identifier of the cluster, once known.
+    pub const fn system(&self) -> Option<u64> {
+        self.system
+    }
+
     /// The nodes in configuration order, as data planes see them.
     pub fn states(&self) -> impl Iterator<Item = &NodeState> {
         self.members.iter().map(|member| &member.state)
@@ -100,6 +113,10 @@ impl Cluster {
                 (Change::Nothing, None)
             }
             Event::Reload(spec) => (self.reload(spec), None),
+            Event::Held { epoch } => {
+                self.epoch = self.epoch.max(epoch);
+                (Change::State, None)
+            }
         };
         self.settle(now);
         if let Some(index) = probed {
@@ -177,8 +194,9 @@ impl Cluster {
         let mut old = std::mem::take(&mut self.members);
         for node in &spec.nodes {
             let kept = old.iter().position(|member| member.is_same_server(node)).map(|i| old.swap_remove(i));
-            let mut member = kept.unwrap_or_else(|| Member::new(Arc::clone(node)));
+            let mut member = kept.unwrap_or_else(|| Member::new(Arc::clone(node), &spec.ops));
             member.state.node = Arc::clone(node);
+            member.state.ops = spec.ops.get(&node.name).copied().unwrap_or_default();
             if forget {
                 member.facts = None;
             }

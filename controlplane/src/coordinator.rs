@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use helios_proto::model::{Evidence, HealthSettings, NodeName, Snapshot, Spec};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,9 +14,12 @@ use tokio_util::task::TaskTracker;
 use crate::cluster::{Change, Cluster, Event};
 use crate::health::Task;
 use crate::publish::Publisher;
+use crate::store::Latch;
 
 /// Events that may wait; evidence beyond that is dropped, probes wait.
 const QUEUE: usize = 1024;
+/// Orders that may wait; who gives more waits.
+const ORDERS: usize = 16;
 
 /// A running control plane core.
 #[derive(Debug)]
@@ -31,7 +34,15 @@ pub struct Handle {
 #[derive(Debug, Clone)]
 pub struct Events {
     queue: mpsc::Sender<Event>,
-    reload: watch::Sender<Option<Spec>>,
+    orders: mpsc::Sender<Order>,
+}
+
+/// What is not an observation.
+enum Order {
+    /// Another configuration; the answer is the revision of the snapshot that holds it.
+    Reload(Spec, oneshot::Sender<u64>),
+    /// A data plane holds a snapshot with this revision and epoch.
+    Held { revision: u64, epoch: u64 },
 }
 
 /// The loop's own state.
@@ -47,13 +58,14 @@ struct Coordinator {
     tracker: TaskTracker,
 }
 
-/// Starts the core; call inside a tokio runtime. All its tasks run on `tracker` and end soon after `stop`.
-pub fn start(spec: Spec, stop: CancellationToken, tracker: &TaskTracker) -> Handle {
+/// Starts the core with what was latched in an earlier life; call inside a tokio runtime. All its tasks run on `tracker`
+/// and end soon after `stop`.
+pub fn start(spec: Spec, latch: &Latch, stop: CancellationToken, tracker: &TaskTracker) -> Handle {
     let (queue, events) = mpsc::channel(QUEUE);
-    let (reload, reloads) = watch::channel(None);
+    let (orders, ordered) = mpsc::channel(ORDERS);
     let health = spec.health.clone();
-    let cluster = Cluster::new(spec);
-    let (publisher, snapshots) = Publisher::new(&cluster, Instant::now());
+    let cluster = Cluster::new(spec, latch);
+    let (publisher, snapshots) = Publisher::new(&cluster, latch.snapshot, Instant::now());
     let (rounds, _) = watch::channel(0);
     let tracker_of_tasks = tracker.clone();
     let mut coordinator = Coordinator {
@@ -67,14 +79,22 @@ pub fn start(spec: Spec, stop: CancellationToken, tracker: &TaskTracker) -> Hand
         tracker: tracker_of_tasks,
     };
     coordinator.start_tasks();
-    tracker.spawn(coordinator.run(events, reloads));
-    Handle { snapshots, events: Events { queue, reload } }
+    tracker.spawn(coordinator.run(events, ordered));
+    Handle { snapshots, events: Events { queue, orders } }
 }
 
 impl Events {
-    /// Replaces the configuration; of several in quick succession only the last one counts.
-    pub fn reload(&self, spec: Spec) {
-        self.reload.send_replace(Some(spec));
+    /// Replaces the configuration. The revision of the snapshot that holds it; `None`: the core has stopped.
+    pub async fn reload(&self, spec: Spec) -> Option<u64> {
+        let (answer, published) = oneshot::channel();
+        self.orders.send(Order::Reload(spec, answer)).await.ok()?;
+        published.await.ok()
+    }
+
+    /// Says that a data plane holds a snapshot of an earlier life: what is published goes on from there.
+    pub async fn held(&self, revision: u64, epoch: u64) {
+        // An error says that the core has stopped.
+        let _ = self.orders.send(Order::Held { revision, epoch }).await;
     }
 
     /// Passes on what a data plane saw. Dropped when the core cannot keep up: there will be more.
@@ -84,22 +104,16 @@ impl Events {
 }
 
 impl Coordinator {
-    async fn run(mut self, mut events: mpsc::Receiver<Event>, mut reloads: watch::Receiver<Option<Spec>>) {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>, mut orders: mpsc::Receiver<Order>) {
         let mut next_round = Instant::now() + self.pause();
-        let mut reloadable = true;
         loop {
             let due = self.publisher.due();
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
-                changed = reloads.changed(), if reloadable => {
-                    reloadable = changed.is_ok();
-                    let spec = reloads.borrow_and_update().clone();
-                    if let Some(spec) = spec.filter(|_| reloadable) {
-                        self.handle(Event::Reload(spec));
-                        self.start_tasks();
-                        next_round = next_round.min(Instant::now() + self.pause());
-                    }
+                Some(order) = orders.recv() => {
+                    self.obey(order);
+                    next_round = next_round.min(Instant::now() + self.pause());
                 }
                 () = sleep_until(next_round.into()) => {
                     self.rounds.send_modify(|round| *round = round.wrapping_add(1));
@@ -110,6 +124,25 @@ impl Coordinator {
                 }
                 // Cannot end: the loop holds a sender for new tasks.
                 Some(event) = events.recv() => self.handle(event),
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Reload(spec, answer) => {
+                self.handle(Event::Reload(spec));
+                self.start_tasks();
+                // Nobody may wait for the answer any more.
+                let _ = answer.send(self.publisher.revision());
+            }
+            Order::Held { revision, epoch } => {
+                if revision > self.publisher.revision() || epoch > self.cluster.epoch() {
+                    let now = Instant::now();
+                    let _ = self.cluster.apply(Event::Held { epoch }, now);
+                    let reached = revision.max(self.publisher.revision());
+                    self.publisher.publish_after(reached, &self.cluster, now);
+                }
             }
         }
     }
@@ -201,7 +234,7 @@ mod tests {
     async fn a_lost_server_is_found_by_evidence_and_a_reload_replaces_it() {
         let (port, server_task) = server().await;
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let mut handle = start(spec(&[(port, "primary")]), stop.clone(), &tracker);
+        let mut handle = start(spec(&[(port, "primary")]), &Latch::default(), stop.clone(), &tracker);
         assert_eq!(handle.snapshots.borrow().revision, 1);
         let up = until(&mut handle, |s| s.nodes[0].health == Health::Up).await;
         assert!(up.revision > 1 && up.primary == Some(0) && up.nodes[0].latency.is_some());
@@ -213,11 +246,17 @@ mod tests {
         assert!(down.primary.is_none() && down.revision > up.revision);
 
         let (standby, _task) = server().await;
-        handle.events.reload(spec(&[(port, "primary"), (standby, "standby")]));
+        let revision = handle.events.reload(spec(&[(port, "primary"), (standby, "standby")])).await;
+        assert!(revision > Some(down.revision));
         until(&mut handle, |s| s.nodes.len() == 2 && s.nodes[1].health == Health::Up).await;
         handle.events.evidence(NodeName::new("standby"), Evidence::InHotStandby(false));
         let moved = until(&mut handle, |s| s.primary == Some(1)).await;
         assert_eq!(moved.epoch, 2);
+
+        let (revision, epoch) = (moved.revision + 1_000, moved.epoch + 7);
+        handle.events.held(revision, epoch).await;
+        let raised = until(&mut handle, |s| s.revision > revision).await;
+        assert_eq!((raised.epoch, raised.primary), (epoch, Some(1)), "goes on where an earlier life was");
 
         stop.cancel();
         tracker.close();

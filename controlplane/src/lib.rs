@@ -1,15 +1,28 @@
-//! HeliosProxy's control plane core: probes the nodes, decides which one is the primary, publishes snapshots.
-//! Owns its tasks (one loop, one probe per node); never sees a client or a statement, never writes to a node.
+//! HeliosProxy's control plane: keeps the configuration, probes the nodes, decides which one is the primary, streams
+//! snapshots to data planes and serves operators. Never sees a client or a statement, never writes to a node.
 //!
-//! The walk: `health` probes -> [`Event`](cluster::Event) -> `coordinator` (the one loop) -> `Cluster::apply`
-//! (verdicts, `primary`, `lag`) -> `publish` -> a `watch` channel that data planes read.
+//! The walk of an observation: `health` probes, or a data plane's evidence -> `Event` -> `coordinator` (the one loop) ->
+//! `Cluster::apply` (verdicts, `primary`, `lag`) -> `publish` -> a `watch` channel -> [`grpc::discovery`].
+//! The walk of a change: [`grpc::management`] -> [`keeper`] -> [`store`] -> `coordinator` -> the same channel -> the
+//! [`fleet`]'s acknowledgements -> the answer.
+//!
+//! [`core`] starts all of it without listeners, as a standalone proxy needs it; [`app`] is the program.
 
+pub mod app;
 mod cluster;
 mod coordinator;
+pub mod core;
+mod document;
+pub mod feed;
+pub mod fleet;
+pub mod grpc;
 mod health;
+mod http;
+pub mod keeper;
 mod lag;
 mod member;
 mod primary;
 mod publish;
+pub mod store;
 
-pub use coordinator::{Events, Handle, start};
+pub use coordinator::Events;

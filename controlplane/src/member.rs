@@ -1,10 +1,11 @@
 //! One node inside the cluster: what its probes and connections showed, and its state as data planes see it.
 //! Owner: `Cluster`. Knows nothing about the other nodes, except what it is told.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use helios_proto::model::{Health, HealthSettings, Node, NodeState, Role};
+use helios_proto::model::{Health, HealthSettings, Node, NodeName, NodeOps, NodeState, Role};
 use tracing::{error, info};
 
 use crate::health::{Facts, Failure, Reply, Verdict};
@@ -38,9 +39,10 @@ pub(crate) struct Member {
 pub(crate) type Outline = (Arc<Node>, Role, Health, Option<Instant>);
 
 impl Member {
-    pub fn new(node: Arc<Node>) -> Self {
+    pub fn new(node: Arc<Node>, ops: &BTreeMap<NodeName, NodeOps>) -> Self {
         let state = NodeState {
             role: node.role,
+            ops: ops.get(&node.name).copied().unwrap_or_default(),
             node,
             health: Health::Unknown,
             recovered_at: None,

@@ -21,9 +21,9 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes revision 1.
-    pub fn new(cluster: &Cluster, now: Instant) -> (Self, watch::Receiver<Arc<Snapshot>>) {
-        let (snapshots, receiver) = watch::channel(Arc::new(snapshot(cluster, 1)));
+    /// Publishes the revision after `reached`.
+    pub fn new(cluster: &Cluster, reached: u64, now: Instant) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+        let (snapshots, receiver) = watch::channel(Arc::new(snapshot(cluster, reached.saturating_add(1))));
         (Self { snapshots, published: now, due: None }, receiver)
     }
 
@@ -45,9 +45,19 @@ impl Publisher {
         self.due
     }
 
+    /// The revision published last.
+    pub fn revision(&self) -> u64 {
+        self.snapshots.borrow().revision
+    }
+
     /// Publishes the next revision.
     pub fn publish(&mut self, cluster: &Cluster, now: Instant) {
-        let revision = self.snapshots.borrow().revision + 1;
+        self.publish_after(self.revision(), cluster, now);
+    }
+
+    /// Publishes the revision after `reached`.
+    pub fn publish_after(&mut self, reached: u64, cluster: &Cluster, now: Instant) {
+        let revision = reached.saturating_add(1);
         self.snapshots.send_replace(Arc::new(snapshot(cluster, revision)));
         self.published = now;
         self.due = None;
@@ -57,7 +67,10 @@ impl Publisher {
 fn snapshot(cluster: &Cluster, revision: u64) -> Snapshot {
     Snapshot {
         revision,
+        config_revision: cluster.spec().revision,
         epoch: cluster.epoch(),
+        timeline: cluster.timeline(),
+        system: cluster.system(),
         settings: Arc::clone(&cluster.spec().settings),
         nodes: cluster.states().cloned().collect(),
         primary: cluster.primary(),

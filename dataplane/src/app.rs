@@ -2,6 +2,7 @@
 //! end at their next rest, deadline, workers end. No policy lives here.
 
 use crate::auth::Auth;
+use crate::control::{self, Link, Remote, StatusOf};
 use crate::http::{self, Shim};
 use crate::lanes::{Arrival, Lanes};
 use crate::limits::Clients;
@@ -10,9 +11,9 @@ use crate::pool::{Identities, Pools, sweep};
 use crate::registry::{self, Registry};
 use crate::standalone::Standalone;
 use crate::statements::Scope;
-use crate::worker::Shared;
+use crate::worker::{Shared, TellEvidence};
 use helios_proto::config::Config;
-use helios_proto::model::Spec;
+use helios_proto::model::Snapshot;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,7 +36,9 @@ pub struct App {
     pub listen: SocketAddr,
     /// Where the HTTP shim listens.
     pub admin: SocketAddr,
-    control: Standalone,
+    /// Where operators connect to a standalone proxy; `None`: nowhere.
+    pub management: Option<SocketAddr>,
+    control: Control,
     shared: Arc<Shared>,
     workers: Arc<Vec<WorkerThread>>,
     draining: Arc<AtomicBool>,
@@ -43,6 +47,15 @@ pub struct App {
     tasks: TaskTracker,
     drain_timeout: Duration,
 }
+
+/// Where snapshots come from.
+enum Control {
+    Standalone(Standalone),
+    Remote(Remote),
+}
+
+/// Says that a snapshot is in force.
+type Applied = Box<dyn Fn(&Snapshot) + Send>;
 
 /// Starts a data plane; needs a runtime for the control tasks.
 ///
@@ -53,7 +66,7 @@ pub async fn start(config: Config) -> io::Result<App> {
     let (listen, admin) = (listener.local_addr()?, admin_listener.local_addr()?);
     let (accepting, running, tasks) =
         (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-    let control = Standalone::start(config.spec, running.clone(), &tasks);
+    let control = Control::start(&config, &running, &tasks)?;
     let snapshots = control.snapshots();
     let first = Arc::clone(&snapshots.borrow());
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -74,15 +87,28 @@ pub async fn start(config: Config) -> io::Result<App> {
         tasks.spawn(Arc::clone(&shared.lanes).balance(running.clone()));
     }
     let draining = Arc::new(AtomicBool::new(false));
-    tasks.spawn(follow(Arc::clone(&shared.pools), snapshots, running.clone()));
+    let management = control.serve(&config, &shared, &workers, (&draining, &running, &tasks)).await?;
+    tasks.spawn(follow(Arc::clone(&shared.pools), snapshots, control.applied(), running.clone()));
     let identities: Arc<Identities> = Arc::clone(&shared.identities);
     tasks.spawn(sweep::run(Arc::clone(&shared.pools), identities, running.clone(), shared.cleanups.clone()));
     tasks.spawn(listener::accept(listener, Arc::clone(&shared), accepting.clone()));
-    let shim =
-        Shim { shared: Arc::clone(&shared), workers: Arc::clone(&workers), draining: Arc::clone(&draining) };
+    let (link, on) = (control.link(), Arc::clone(&shared));
+    let shim = Shim { shared: on, workers: Arc::clone(&workers), draining: Arc::clone(&draining), link };
     tasks.spawn(http::serve(admin_listener, Arc::new(shim), running.clone()));
     let drain_timeout = config.drain_timeout;
-    Ok(App { listen, admin, control, shared, workers, draining, accepting, running, tasks, drain_timeout })
+    Ok(App {
+        listen,
+        admin,
+        management,
+        control,
+        shared,
+        workers,
+        draining,
+        accepting,
+        running,
+        tasks,
+        drain_timeout,
+    })
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -106,9 +132,11 @@ fn spawn_workers(
 /// Puts each snapshot in force.
 async fn follow(
     pools: Arc<Pools>,
-    mut snapshots: tokio::sync::watch::Receiver<Arc<helios_proto::model::Snapshot>>,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    applied: Applied,
     stop: CancellationToken,
 ) {
+    applied(&pools.view().snapshot);
     loop {
         tokio::select! {
             biased;
@@ -117,13 +145,84 @@ async fn follow(
         }
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         pools.apply(snapshot);
+        applied(&pools.view().snapshot);
+    }
+}
+
+impl Control {
+    fn start(config: &Config, stop: &CancellationToken, tasks: &TaskTracker) -> io::Result<Self> {
+        match &config.control_plane {
+            Some(plane) => Ok(Self::Remote(Remote::start(config, plane, stop.clone(), tasks))),
+            None => Standalone::start(config, stop, tasks).map(Self::Standalone),
+        }
+    }
+
+    fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        match self {
+            Self::Standalone(control) => control.snapshots(),
+            Self::Remote(control) => control.snapshots(),
+        }
+    }
+
+    fn evidence(&self) -> TellEvidence {
+        match self {
+            Self::Standalone(control) => control.evidence(),
+            Self::Remote(control) => control.evidence(),
+        }
+    }
+
+    fn link(&self) -> Arc<Link> {
+        match self {
+            Self::Standalone(control) => control.link(),
+            Self::Remote(control) => control.link(),
+        }
+    }
+
+    fn applied(&self) -> Applied {
+        match self {
+            Self::Standalone(control) => Box::new(control.applied()),
+            // The stream acknowledges what it has published.
+            Self::Remote(_) => Box::new(|_| {}),
+        }
+    }
+
+    /// Reports how the data plane is doing, and serves operators where that is this process's job.
+    async fn serve(
+        &self,
+        config: &Config,
+        shared: &Arc<Shared>,
+        workers: &Arc<Vec<WorkerThread>>,
+        (draining, stop, tasks): (&Arc<AtomicBool>, &CancellationToken, &TaskTracker),
+    ) -> io::Result<Option<SocketAddr>> {
+        let (of, on, off) = (Arc::clone(shared), Arc::clone(workers), Arc::clone(draining));
+        let status: StatusOf = Box::new(move || control::status(&of, &on, off.load(Ordering::Relaxed)));
+        match self {
+            Self::Standalone(control) => {
+                control.report(status, stop.clone(), tasks);
+                control.serve(config, &shared.pools, (stop, tasks)).await
+            }
+            Self::Remote(control) => {
+                control.report(status);
+                Ok(None)
+            }
+        }
     }
 }
 
 impl App {
     /// Puts a new configuration in force, without its addresses and workers: those need a restart.
-    pub fn reload(&self, spec: Spec) {
-        self.control.reload(spec);
+    ///
+    /// # Errors
+    /// Why it stays as it is, in words for an operator.
+    pub async fn reload(&self, config: &Config) -> Result<(), String> {
+        match &self.control {
+            Control::Standalone(control) => {
+                control.reload(config.text.expose()).await.map_err(|refusal| refusal.to_string())
+            }
+            Control::Remote(_) => {
+                Err("the control plane has the configuration; use heliosctl config apply".to_owned())
+            }
+        }
     }
 
     /// The way to the workers.

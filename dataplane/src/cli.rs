@@ -62,6 +62,13 @@ impl Args {
             ),
         };
         let config = loaded.map_err(|report| report.to_string())?;
+        let problems = config.problems_for_dataplane();
+        if !problems.is_empty() {
+            let file =
+                self.config.as_ref().map_or("command line".to_owned(), |path| path.display().to_string());
+            let lines: Vec<_> = problems.iter().map(|problem| format!("{file}: {problem}")).collect();
+            return Err(lines.join("\n"));
+        }
         unsupported(&config).map_or(Ok(config), Err)
     }
 }

@@ -1,6 +1,7 @@
 //! The HTTP shim: /health, /metrics, /pool/stats, /nodes. Open and read-only: never shows users, SQL or addresses of
 //! clients, and never changes anything. Bounded in connections, header size and time.
 
+use crate::control::Link;
 use crate::listener::WorkerThread;
 use crate::metrics;
 use crate::pool::View;
@@ -37,6 +38,8 @@ pub struct Shim {
     pub workers: Arc<Vec<WorkerThread>>,
     /// The data plane is stopping.
     pub draining: Arc<AtomicBool>,
+    /// The way to the control plane.
+    pub link: Arc<Link>,
 }
 
 /// Serves until stopped.
@@ -91,7 +94,7 @@ fn answer(request: &Request<Incoming>, shim: &Shim) -> Response<Full<Bytes>> {
         "/health/live" => json_response(StatusCode::OK, &json!({"status": "ok"})),
         "/metrics" => {
             let counters: Vec<_> = shim.workers.iter().map(|worker| Arc::clone(&worker.counters)).collect();
-            let body = metrics::render(&counters, shim.shared.lanes.open(), &view);
+            let body = metrics::render(&counters, shim.shared.lanes.open(), &view, &shim.link);
             with_type(StatusCode::OK, body, "text/plain; version=0.0.4; charset=utf-8")
         }
         "/pool/stats" => json_response(StatusCode::OK, &pool_stats(shim, &view)),
@@ -100,12 +103,15 @@ fn answer(request: &Request<Incoming>, shim: &Shim) -> Response<Full<Bytes>> {
     }
 }
 
-/// 200 while the process serves, whatever the state of the databases; 503 while it drains.
+/// 200 while the process serves, whatever the state of the databases and of the control plane; 503 while it drains, and
+/// before the first snapshot.
 fn health(shim: &Shim, view: &View) -> Response<Full<Bytes>> {
     let down = view.snapshot.nodes.iter().filter(|node| node.health == Health::Down).count();
     let (code, status) = if shim.draining.load(Ordering::Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "draining")
-    } else if down > 0 || view.snapshot.primary.is_none() {
+    } else if view.snapshot.nodes.is_empty() {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting")
+    } else if down > 0 || view.snapshot.primary.is_none() || !shim.link.connected() {
         (StatusCode::OK, "degraded")
     } else {
         (StatusCode::OK, "ok")
@@ -116,6 +122,7 @@ fn health(shim: &Shim, view: &View) -> Response<Full<Bytes>> {
         "nodes_down": down,
         "primary": view.snapshot.primary().map(|node| node.node.name.as_str()),
         "revision": view.snapshot.revision,
+        "control_connected": shim.link.connected(),
     });
     json_response(code, &body)
 }
@@ -132,7 +139,7 @@ fn pool_stats(shim: &Shim, view: &View) -> Value {
                 "active": counts.active,
                 "idle": counts.idle,
                 "waiting": counts.waiting,
-                "max": view.settings().pool.max_pool_size,
+                "max": pool.most(),
             })
         })
         .collect();
@@ -158,7 +165,9 @@ fn nodes(view: &View) -> Value {
                 "configured_role": state.node.role.word(),
                 "primary": view.snapshot.primary == Some(at),
                 "health": state.health.word(),
-                "weight": state.node.weight,
+                "weight": state.weight(),
+                "drained": state.ops.drained,
+                "paused": state.ops.paused,
                 "latency_ms": state.latency.map(|latency| latency.as_secs_f64() * 1e3),
                 "lag_bytes": state.lag_bytes,
                 "lag_ms": state.lag.map(|lag| lag.as_secs_f64() * 1e3),

@@ -3,11 +3,13 @@
 //! connection -> frames are relayed untouched both ways until every ReadyForQuery owed has come -> the mode says
 //! release -> clean: back to the pool, else closed.
 //!
-//! [`app`] wires it, [`standalone`] embeds the control plane, [`http`] serves /health and /metrics.
+//! [`app`] wires it, [`standalone`] embeds the control plane or [`control`] follows one elsewhere, [`http`] serves /health
+//! and /metrics.
 
 pub mod app;
 pub mod auth;
 pub mod cli;
+pub mod control;
 pub mod http;
 pub mod lanes;
 pub mod limits;

@@ -44,6 +44,9 @@ fn main() -> ExitCode {
 
 async fn run(app: App, args: &Args) -> std::io::Result<()> {
     tracing::info!(address = %app.listen, "listening");
+    if let Some(address) = app.management {
+        tracing::info!(%address, "management");
+    }
     tracing::info!(address = %app.admin, "admin");
     let (mut hup, mut term) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
     let mut int = signal(SignalKind::interrupt())?;
@@ -52,8 +55,10 @@ async fn run(app: App, args: &Args) -> std::io::Result<()> {
             _ = hup.recv() => match args.configuration() {
                 Ok(config) => {
                     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-                    app.reload(config.spec);
-                    tracing::info!("configuration reloaded");
+                    match app.reload(&config).await {
+                        Ok(()) => tracing::info!("configuration reloaded"),
+                        Err(why) => tracing::error!("configuration not reloaded, the old one stays: {why}"),
+                    }
                 }
                 Err(problems) => tracing::error!("configuration not reloaded, the old one stays: {problems}"),
             },

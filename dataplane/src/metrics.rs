@@ -1,6 +1,7 @@
 //! Counters of the data plane and their Prometheus text. Each worker counts in its own cells, so that counting is a
 //! plain add; a scrape sums them. Never a label from outside: nodes, reasons and pins only.
 
+use crate::control::Link;
 use crate::pool::View;
 use crate::route::Reason;
 use helios_proto::model::Health;
@@ -85,12 +86,13 @@ impl Counters {
 
 /// The Prometheus text of a data plane.
 #[must_use]
-pub fn render(workers: &[Arc<Counters>], serving: usize, view: &View) -> Vec<u8> {
+pub fn render(workers: &[Arc<Counters>], serving: usize, view: &View, link: &Link) -> Vec<u8> {
     let mut families = Vec::new();
     pools(&mut families, view);
     queries(&mut families, workers);
     nodes(&mut families, view);
     own(&mut families, workers, serving, view);
+    control(&mut families, link);
     let mut text = Vec::new();
     // Writing to memory does not fail; a family without samples is left out beforehand.
     families.retain(|family| !family.get_metric().is_empty());
@@ -231,6 +233,22 @@ fn nodes(families: &mut Vec<MetricFamily>, view: &View) {
         MetricType::GAUGE,
         lag.collect(),
     ));
+}
+
+fn control(families: &mut Vec<MetricFamily>, link: &Link) {
+    let refused = vec![counter(&[], link.refused.load(Ordering::Relaxed))];
+    let help = "Snapshots of the control plane that were refused as a whole.";
+    families.push(family("snapshots_refused_total", help, MetricType::COUNTER, refused));
+    let connected = vec![gauge(&[], if link.connected() { 1.0 } else { 0.0 })];
+    families.push(family(
+        "control_connected",
+        "1 if the control plane answers.",
+        MetricType::GAUGE,
+        connected,
+    ));
+    let age = vec![gauge(&[], link.age().as_secs_f64())];
+    let help = "Since the control plane confirmed what is in force.";
+    families.push(family("snapshot_age_seconds", help, MetricType::GAUGE, age));
 }
 
 fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], serving: usize, view: &View) {

@@ -1,41 +1,156 @@
-//! The embedded control plane: the same core as `helios-controlplane`, inside this process, fed by the file. The only
-//! module that imports it.
+//! The embedded control plane: the same core as `helios-controlplane`, inside this process, fed by the file; and the same
+//! service for operators, on a loopback address. The only module that starts it.
 
+mod explain;
+
+use self::explain::explain;
+use crate::control::{self, Link, StatusOf};
+use crate::pool::Pools;
 use crate::worker::TellEvidence;
-use helios_controlplane::Handle;
-use helios_proto::model::{Snapshot, Spec};
+use helios_controlplane::core::Core;
+use helios_controlplane::fleet::{Ack, Identity, Seat};
+use helios_controlplane::grpc;
+use helios_controlplane::grpc::auth::Door;
+use helios_controlplane::grpc::management::{About, Service};
+use helios_controlplane::keeper::Refusal;
+use helios_controlplane::store::{Directory, Memory, Store};
+use helios_proto::config::Config;
+use helios_proto::model::Snapshot;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// How often the embedded control plane hears how the data plane is doing.
+const BEAT: Duration = Duration::from_secs(1);
+
 /// A control plane in this process.
 pub struct Standalone {
-    handle: Handle,
+    core: Core,
+    /// Its place among the data planes: the only one.
+    seat: Arc<Seat>,
+    started: Instant,
 }
 
 impl Standalone {
     /// Starts its tasks on the runtime that runs this.
-    #[must_use]
-    pub fn start(spec: Spec, stop: CancellationToken, tracker: &TaskTracker) -> Self {
-        Self { handle: helios_controlplane::start(spec, stop, tracker) }
+    ///
+    /// # Errors
+    /// The store cannot be used, or what it holds is no valid configuration.
+    pub fn start(config: &Config, stop: &CancellationToken, tracker: &TaskTracker) -> io::Result<Self> {
+        let store: Arc<dyn Store> = match &config.store {
+            Some(store) => Arc::new(Directory::open(&store.directory).map_err(io::Error::other)?),
+            None => Arc::new(Memory::default()),
+        };
+        let file = (config.text.expose(), true);
+        let core = Core::start(store, file, stop, tracker).map_err(io::Error::other)?;
+        let identity = Identity {
+            id: control::default_name(config.listen.port()),
+            boot_id: control::boot_id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            address: String::new(),
+        };
+        let seat = Arc::new(core.fleet.join(identity));
+        Ok(Self { core, seat, started: Instant::now() })
     }
 
     /// Snapshots as they are published; the first is there already.
     #[must_use]
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
-        self.handle.snapshots.clone()
+        self.core.snapshots.clone()
     }
 
-    /// Puts a new configuration in force.
-    pub fn reload(&self, spec: Spec) {
-        self.handle.events.reload(spec);
+    /// Puts what a file says in force.
+    ///
+    /// # Errors
+    /// It is no valid configuration, or cannot be stored.
+    pub async fn reload(&self, text: &str) -> Result<(), Refusal> {
+        self.core.keeper.apply_file(text).await.map(|_| ())
     }
 
     /// Where sessions report what they saw of a node; never waits.
     #[must_use]
     pub fn evidence(&self) -> TellEvidence {
-        let events = self.handle.events.clone();
+        let events = self.core.keeper.events().clone();
         Box::new(move |node, evidence| events.evidence(node.clone(), evidence))
+    }
+
+    /// A link that cannot break.
+    #[must_use]
+    pub fn link(&self) -> Arc<Link> {
+        Link::new(true)
+    }
+
+    /// Says which snapshot is in force.
+    pub fn applied(&self) -> impl Fn(&Snapshot) + Send + 'static {
+        let seat = Arc::clone(&self.seat);
+        move |snapshot| {
+            let Snapshot { revision, config_revision, .. } = *snapshot;
+            seat.ack(Ack { revision, config_revision, ..Ack::default() });
+        }
+    }
+
+    /// Reports how the data plane is doing, until stopped.
+    pub fn report(&self, status: StatusOf, stop: CancellationToken, tracker: &TaskTracker) {
+        let seat = Arc::clone(&self.seat);
+        tracker.spawn(async move {
+            let mut beat = tokio::time::interval(BEAT);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return,
+                    _ = beat.tick() => seat.status(status()),
+                }
+            }
+        });
+    }
+
+    /// Serves operators, unless that is turned off; where. An address that nobody chose and that is taken is no error.
+    ///
+    /// # Errors
+    /// The address of the file cannot be bound.
+    pub async fn serve(
+        &self,
+        config: &Config,
+        pools: &Arc<Pools>,
+        (stop, tracker): (&CancellationToken, &TaskTracker),
+    ) -> io::Result<Option<SocketAddr>> {
+        let management = &config.management;
+        if !management.enabled {
+            return Ok(None);
+        }
+        let listener: TcpListener = match grpc::bind(management.listen, "management").await {
+            Ok(listener) => listener,
+            Err(error) if management.explicit => return Err(error),
+            Err(error) => {
+                tracing::warn!("{error}; heliosctl cannot reach this proxy, give it another address");
+                return Ok(None);
+            }
+        };
+        let address = listener.local_addr()?;
+        let about = About {
+            cluster: String::new(),
+            program: "heliosdb-proxy",
+            version: env!("CARGO_PKG_VERSION"),
+            standalone: true,
+            started: self.started,
+        };
+        let pools = Arc::clone(pools);
+        let explain =
+            Arc::new(move |sql: &str, user: &str, database: &str| explain(&pools, sql, user, database));
+        let service = Service::new(&self.core, about, Some(explain), stop.clone(), tracker.clone());
+        let routes = grpc::management_routes(service).await?;
+        let door = Door::new(&management.tokens, true);
+        let serving = grpc::serve(listener, routes, door, stop.clone());
+        tracker.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "management failed");
+            }
+        });
+        Ok(Some(address))
     }
 }

@@ -1,5 +1,8 @@
-//! The contract of HeliosProxy's programs: the domain model that control plane, data planes and tools share,
-//! and the configuration file that feeds it. Owns no sockets and no tasks; never talks to PostgreSQL.
+//! The contract of HeliosProxy's programs: the domain model that control plane, data planes and tools share, the
+//! configuration file that feeds it, and (feature `grpc`) what they say to each other.
+//! Owns no sockets and no tasks; never talks to PostgreSQL.
 
 pub mod config;
 pub mod model;
+#[cfg(feature = "grpc")]
+pub mod wire;

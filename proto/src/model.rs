@@ -1,6 +1,7 @@
 //! The domain model: nodes, roles, settings, and the immutable [`Snapshot`] from which a data plane serves.
 //! Plain values only: nothing here does input or output, and nothing holds a secret in a printable form.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,11 +47,28 @@ pub enum Health {
     Down,
 }
 
+/// What operators have set on a node, apart from its configuration. Survives a new configuration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NodeOps {
+    /// The node gets no new work; what runs there ends by itself.
+    pub drained: bool,
+    /// Instead of the configured weight.
+    pub weight: Option<u32>,
+    /// Statements for this node wait.
+    pub paused: bool,
+    /// Instead of `max_pool_size`, on this node.
+    pub pool_size: Option<u32>,
+    /// Grows with each order to reconnect: connections from before close as they come back.
+    pub reconnect: u64,
+}
+
 /// A node inside a snapshot: configuration plus what is known about it now.
 #[derive(Debug, Clone)]
 pub struct NodeState {
     /// The node as configured.
     pub node: Arc<Node>,
+    /// What operators have set.
+    pub ops: NodeOps,
     /// Role in force: what probes or evidence showed, else the configured one.
     pub role: Role,
     /// Verdict of the health checks.
@@ -270,6 +288,10 @@ pub struct Spec {
     pub health: HealthSettings,
     /// `[[nodes]]`, in file order.
     pub nodes: Vec<Arc<Node>>,
+    /// What operators have set on nodes, by name; not part of the file.
+    pub ops: BTreeMap<NodeName, NodeOps>,
+    /// Revision of the configuration in the control plane's store; 0 for a file.
+    pub revision: u64,
 }
 
 /// One immutable view of everything a data plane serves from. Replaced whole, and only by a higher revision.
@@ -277,8 +299,14 @@ pub struct Spec {
 pub struct Snapshot {
     /// Grows with every published change.
     pub revision: u64,
+    /// Revision of the configuration that it comes from; 0 for a file.
+    pub config_revision: u64,
     /// Grows with every change of primary.
     pub epoch: u64,
+    /// Highest timeline seen on a primary; 0 if none was seen.
+    pub timeline: u32,
+    /// System identifier of the cluster, once known.
+    pub system: Option<u64>,
     /// Settings in force.
     pub settings: Arc<Settings>,
     /// Nodes in configuration order.
@@ -369,13 +397,15 @@ macro_rules! words {
             }
         }
 
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.word())
             }
         }
     };
 }
+
+pub(crate) use words;
 
 words!(Role: Primary = "primary", Standby = "standby", Replica = "replica");
 words!(Health: Unknown = "unknown", Up = "up", Down = "down");
@@ -387,6 +417,20 @@ words!(ReadStrategy:
     LatencyBased = "latency_based",
     Random = "random",
 );
+
+impl NodeState {
+    /// Share of reads in force.
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        self.ops.weight.unwrap_or(self.node.weight)
+    }
+
+    /// Whether the node takes new work, as far as operators are concerned.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        !self.ops.drained
+    }
+}
 
 impl Snapshot {
     /// The node that takes writes now.

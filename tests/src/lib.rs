@@ -1,10 +1,11 @@
-//! Harness: real PostgreSQL clusters ([`Cluster`]), the proxy as a process ([`Proxy`]), and a client that sends any
+//! Harness: real PostgreSQL clusters ([`Cluster`]), the proxy as a process ([`Proxy`]), a control plane for a fleet of them ([`ControlPlane`]), and a client that sends any
 //! bytes ([`Raw`]). Everything that it starts ends with the test process, also when that is killed ([`guard`]).
 //! Never mocks a server, never waits a fixed time: it asks again until an answer is there or a deadline has passed.
 // Test code: a broken assumption has to stop the test, loudly and where it happens.
 #![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
 
 pub mod cluster;
+pub mod controlplane;
 pub mod guard;
 pub mod http;
 pub mod proxy;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, Node, Role};
+pub use controlplane::{ControlPlane, Operator};
 pub use proxy::{Config, Proxy};
 pub use raw::{Message, Raw};
 

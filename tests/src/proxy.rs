@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -141,7 +141,7 @@ pub fn program() -> PathBuf {
 }
 
 /// A new file for a configuration.
-fn config_file(text: &str) -> PathBuf {
+pub(crate) fn config_file(text: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("helios-config-{}-{count}.toml", std::process::id()));
@@ -150,7 +150,7 @@ fn config_file(text: &str) -> PathBuf {
 }
 
 /// Configuration files may hold secrets: only their owner reads them.
-fn write_private(path: &std::path::Path, text: &str) {
+fn write_private(path: &Path, text: &str) {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = std::fs::OpenOptions::new();
@@ -173,8 +173,17 @@ pub fn check(text: &str) -> Output {
 /// When the program cannot be run.
 #[must_use]
 pub fn check_with(text: &str, variables: &[(&str, &str)]) -> Output {
+    check_by(&program(), text, variables)
+}
+
+/// What `--check` of this program says of a configuration text.
+///
+/// # Panics
+/// When the program cannot be run.
+#[must_use]
+pub fn check_by(program: &Path, text: &str, variables: &[(&str, &str)]) -> Output {
     let file = config_file(text);
-    let mut command = Command::new(program());
+    let mut command = Command::new(program);
     command.envs(variables.iter().copied());
     let output = command.arg("--config").arg(&file).arg("--check").output().unwrap();
     let _ = std::fs::remove_file(file);
@@ -353,7 +362,7 @@ impl Proxy {
 }
 
 /// The address that follows `key` in a line.
-fn address_after(line: &str, key: &str) -> Option<SocketAddr> {
+pub(crate) fn address_after(line: &str, key: &str) -> Option<SocketAddr> {
     line.split_once(key)?.1.split_whitespace().next()?.parse().ok()
 }
 

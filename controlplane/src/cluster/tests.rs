@@ -23,7 +23,7 @@ impl Stage {
     fn new(text: &str) -> Self {
         let spec = spec(text);
         let nodes = spec.nodes.clone();
-        Self { cluster: Cluster::new(spec), nodes, now: Instant::now() }
+        Self { cluster: Cluster::new(spec, &Latch::default()), nodes, now: Instant::now() }
     }
 
     fn outcome(&mut self, node: usize, outcome: Result<Reply, Failure>) -> Change {

@@ -5,6 +5,8 @@
 //! with its worker while the oldest waiter is younger than [`MIGRATE_AFTER`], and with its identity while the
 //! oldest is younger than [`SWITCH_AFTER`].
 
+mod ops;
+
 use super::identity::Identity;
 use super::wait::{Grant, Outcome, Waiter};
 use crate::server::ServerConn;
@@ -30,6 +32,7 @@ pub struct NodePool {
     max: AtomicU32,
     busy: AtomicU32,
     retired: AtomicBool,
+    orders: ops::Orders,
     /// Milliseconds since `born` until which the node is avoided.
     suspect_until: AtomicU64,
     born: Instant,
@@ -91,6 +94,8 @@ pub enum Checkout {
 pub struct Slot {
     pool: Arc<NodePool>,
     identity: Arc<Identity>,
+    /// Of the pool's orders to reconnect, when the place was taken.
+    generation: u64,
 }
 
 /// Counts for metrics.
@@ -115,6 +120,7 @@ impl NodePool {
             max: AtomicU32::new(max),
             busy: AtomicU32::new(0),
             retired: AtomicBool::new(false),
+            orders: ops::Orders::default(),
             suspect_until: AtomicU64::new(0),
             born: Instant::now(),
             inner: Mutex::default(),
@@ -123,11 +129,6 @@ impl NodePool {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes `max_pool_size`. A smaller pool shrinks as connections come back.
-    pub fn resize(&self, max: u32) {
-        self.max.store(max, Ordering::Relaxed);
     }
 
     /// Connections lent or being opened.
@@ -180,6 +181,10 @@ impl NodePool {
             return Checkout::Retired;
         }
         let mut inner = self.lock();
+        if self.orders.paused() {
+            inner.enqueue(request);
+            return Checkout::Wait;
+        }
         if let Some(conn) = inner.take_idle(request.identity.id, request.waiter.worker) {
             self.note(&inner);
             return Checkout::Ready(conn);
@@ -199,7 +204,7 @@ impl NodePool {
         if let Some(conn) = evicted {
             conn.close();
         }
-        Checkout::Dial(Slot { pool: Arc::clone(self), identity: Arc::clone(request.identity) })
+        Checkout::Dial(Slot::new(self, request.identity))
     }
 
     /// Takes back a clean connection: to the next in the queue, or to rest.
@@ -209,11 +214,13 @@ impl NodePool {
         let expired = conn.expires.is_some_and(|at| at <= now);
         let mut inner = self.lock();
         let over = inner.total > self.max.load(Ordering::Relaxed);
-        if expired || over || self.retired.load(Ordering::Relaxed) {
+        let old = conn.slot.generation != self.orders.generation();
+        if expired || over || old || self.retired.load(Ordering::Relaxed) {
             drop(inner);
             return conn.close();
         }
-        match inner.pick(&conn, now) {
+        let pick = if self.orders.paused() { Pick::Nobody } else { inner.pick(&conn, now) };
+        match pick {
             Pick::Same(at) => {
                 let queued = inner.queue.remove(at);
                 drop(inner);
@@ -268,11 +275,12 @@ impl NodePool {
     /// Fails the waits that have passed their deadline.
     pub(super) fn expire(&self, now: Instant) {
         let mut inner = self.lock();
-        if inner.queue.iter().all(|queued| queued.deadline > now) {
+        if inner.queue.iter().all(|queued| self.orders.deadline(queued) > now) {
             return;
         }
-        let (late, queue): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut inner.queue).into_iter().partition(|queued| queued.deadline <= now);
+        let (late, queue): (Vec<_>, Vec<_>) = std::mem::take(&mut inner.queue)
+            .into_iter()
+            .partition(|queued| self.orders.deadline(queued) <= now);
         inner.queue = queue.into();
         drop(inner);
         late.into_iter().for_each(|queued: Queued| queued.waiter.finish(Outcome::Expired));
@@ -312,12 +320,16 @@ impl NodePool {
         let mut inner = self.lock();
         let idle = inner.idle.get(&identity.id).map_or(0, Vec::len);
         let enough = idle >= usize::try_from(least).unwrap_or(usize::MAX);
-        if enough || !inner.has_room(self.max.load(Ordering::Relaxed), identity, caps) || self.is_suspect() {
+        if enough
+            || self.orders.paused()
+            || !inner.has_room(self.max.load(Ordering::Relaxed), identity, caps)
+            || self.is_suspect()
+        {
             return None;
         }
         inner.take_place(identity);
         self.note(&inner);
-        Some(Slot { pool: Arc::clone(self), identity: Arc::clone(identity) })
+        Some(Slot::new(self, identity))
     }
 
     /// A connection or a dial ended: its place goes to the first in the queue that may have it.
@@ -325,7 +337,8 @@ impl NodePool {
         let mut inner = self.lock();
         inner.give_place(identity);
         let max = self.max.load(Ordering::Relaxed);
-        let next = inner.queue.iter().position(|queued| inner.has_room(max, &queued.identity, queued.caps));
+        let room = |queued: &Queued| inner.has_room(max, &queued.identity, queued.caps);
+        let next = inner.queue.iter().position(room).filter(|_| !self.orders.paused());
         let granted = next.and_then(|at| inner.queue.remove(at));
         if let Some(queued) = &granted {
             inner.take_place(&queued.identity);
@@ -333,7 +346,7 @@ impl NodePool {
         self.note(&inner);
         drop(inner);
         if let Some(Queued { waiter, identity, .. }) = granted {
-            let slot = Slot { pool: Arc::clone(self), identity };
+            let slot = Slot::new(self, &identity);
             waiter.finish(Outcome::Granted(Grant::Dial(slot)));
         }
     }
@@ -472,6 +485,12 @@ impl Inner {
 }
 
 impl Slot {
+    /// A place that the pool has counted already.
+    fn new(pool: &Arc<NodePool>, identity: &Arc<Identity>) -> Self {
+        let generation = pool.orders.generation();
+        Self { pool: Arc::clone(pool), identity: Arc::clone(identity), generation }
+    }
+
     /// The pool to which the place belongs.
     #[must_use]
     pub fn pool(&self) -> &Arc<NodePool> {

@@ -4,7 +4,7 @@
 use super::Identity;
 use super::node::{Caps, NodePool};
 use arc_swap::ArcSwap;
-use helios_proto::model::{Health, Overrides, PoolMode, Role, Settings, Snapshot};
+use helios_proto::model::{Health, NodeState, Overrides, PoolMode, Role, Settings, Snapshot};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -133,19 +133,19 @@ fn flush_failed(old: &View, new: &View) {
 }
 
 fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>]) -> View {
-    let max = snapshot.settings.pool.max_pool_size;
-    let pool = |node: &Arc<helios_proto::model::Node>| {
+    let settings = &snapshot.settings;
+    let pool = |state: &NodeState| {
+        let node = &state.node;
         let same = |pool: &&Arc<NodePool>| {
             (&pool.node.name, &pool.node.host, pool.node.port) == (&node.name, &node.host, node.port)
         };
-        match old.iter().find(same) {
-            Some(pool) => {
-                pool.resize(max);
-                Arc::clone(pool)
-            }
-            None => NodePool::new(Arc::clone(node), max),
-        }
+        let pool = match old.iter().find(same) {
+            Some(pool) => Arc::clone(pool),
+            None => NodePool::new(Arc::clone(node), settings.pool.max_pool_size),
+        };
+        pool.obey(&state.ops, settings);
+        pool
     };
-    let pools = snapshot.nodes.iter().map(|state| pool(&state.node)).collect();
+    let pools = snapshot.nodes.iter().map(pool).collect();
     View { snapshot, pools }
 }

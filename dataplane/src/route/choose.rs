@@ -178,7 +178,7 @@ impl Query<'_> {
                 self.is_reader(index, node) || self.snapshot.primary == Some(index)
             }
         };
-        let usable = of_route && node.health != Health::Down && !self.loads.suspect(index);
+        let usable = of_route && node.health != Health::Down && node.is_open() && !self.loads.suspect(index);
         usable.then_some(index)
     }
 
@@ -191,7 +191,7 @@ impl Query<'_> {
         let mut sets = [Candidates::default(); 4];
         let (mut lagging, mut failed) = (false, false);
         for (index, node) in self.snapshot.nodes.iter().enumerate().take(Candidates::MOST) {
-            if !self.is_reader(index, node) || node.health == Health::Down {
+            if !self.is_reader(index, node) || node.health == Health::Down || !node.is_open() {
                 continue;
             }
             if self.loads.suspect(index) {
@@ -199,7 +199,7 @@ impl Query<'_> {
             } else if self.lags(node) {
                 lagging = true;
             } else {
-                let rank = match (prefer.is_none_or(|role| role == node.role), node.node.weight > 0) {
+                let rank = match (prefer.is_none_or(|role| role == node.role), node.weight() > 0) {
                     (true, true) => 0,
                     (true, false) => 1,
                     (false, true) => 2,

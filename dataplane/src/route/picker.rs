@@ -60,7 +60,7 @@ impl Choosing<'_> {
 
     /// Weight times slow start, at least 1: nodes of weight 0 come here only if there are no others.
     fn weight(&self, index: usize) -> u64 {
-        let configured = self.node(index).map_or(1, |n| n.node.weight).max(1);
+        let configured = self.node(index).map_or(1, NodeState::weight).max(1);
         u64::from(configured).saturating_mul(self.start(index))
     }
 }

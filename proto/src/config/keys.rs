@@ -16,6 +16,16 @@ pub enum Section {
     Limits,
     /// `[auth]`
     Auth,
+    /// `[control_plane]`
+    ControlPlane,
+    /// `[management]`
+    Management,
+    /// `[[management.tokens]]`
+    Tokens,
+    /// `[discovery]`
+    Discovery,
+    /// `[store]`
+    Store,
     /// `[[users]]`
     Users,
     /// `[[databases]]`
@@ -29,6 +39,8 @@ pub enum Section {
 pub enum Kind {
     /// Any text that is not empty.
     Text,
+    /// A list of texts that are not empty.
+    Texts,
     /// Like `Text`, never shown.
     Secret,
     /// `host:port`
@@ -74,7 +86,7 @@ pub struct Key {
 }
 
 use Fallback::{Absent, Number, Required};
-use Kind::{Address, Flag, Seconds, Secret, Text, Whole, Word};
+use Kind::{Address, Flag, Seconds, Secret, Text, Texts, Whole, Word};
 
 macro_rules! keys {
     ($($section:ident { $($name:ident: $kind:expr, $default:expr, $meaning:literal;)+ })+) => {
@@ -91,6 +103,7 @@ macro_rules! keys {
 
 const ANY: u64 = 1_000_000;
 const POOL_MODES: Kind = Word(&["session", "transaction", "statement"]);
+const ACCESS: Kind = Word(&["viewer", "operator", "admin", "dataplane"]);
 const STRATEGIES: Kind =
     Word(&["round_robin", "weighted_round_robin", "least_connections", "latency_based", "random"]);
 
@@ -144,6 +157,31 @@ keys! {
         allow_backend_trust: Flag, Fallback::Flag(false), "Let remote clients use a role for which PostgreSQL asks no credential.";
         proof_ttl_secs: Seconds(0), Number(60), "A login proved longer ago is checked on the backend again; 0: every login.";
     }
+    ControlPlane {
+        endpoints: Texts, Required, "Addresses of the control plane; the data plane takes its configuration from the first that answers.";
+        cluster: Text, Fallback::Text("helios"), "Name of the fleet; must be that of [discovery] there.";
+        token: Secret, Absent, "Token with the role dataplane.";
+        name: Text, Absent, "Unique name of this data plane; by default host name and port.";
+        state_dir: Text, Absent, "Directory for the last good snapshot; without it nothing is kept over a restart.";
+    }
+    Management {
+        enabled: Flag, Fallback::Flag(true), "Serve heliosctl.";
+        listen_address: Address, Fallback::Text("127.0.0.1:9091"), "Where heliosctl connects.";
+    }
+    Tokens {
+        name: Text, Required, "Unique name, as the audit log shows it.";
+        role: ACCESS, Required, "viewer reads, operator drains and pauses, admin configures; dataplane is for data planes.";
+        token: Secret, Absent, "The token, at least 16 characters; not with sha256.";
+        sha256: Text, Absent, "Its SHA-256 in 64 hexadecimal digits; not with token.";
+    }
+    Discovery {
+        listen_address: Address, Fallback::Text("127.0.0.1:9092"), "Where data planes connect to helios-controlplane.";
+        cluster: Text, Fallback::Text("helios"), "Name of the fleet.";
+    }
+    Store {
+        kind: Word(&["embedded"]), Fallback::Text("embedded"), "How the configuration is kept: as files in a directory.";
+        directory: Text, Required, "The directory; made if it is not there.";
+    }
     Users {
         name: Text, Required, "Role name.";
         password: Secret, Absent, "Its password in clear text; not with scram_verifier.";
@@ -170,8 +208,7 @@ keys! {
 }
 
 /// Sections that later versions will have.
-pub(super) const LATER_SECTIONS: &[&str] =
-    &["tls", "cache", "control_plane", "topology", "hba", "management", "store", "switchover", "mirror"];
+pub(super) const LATER_SECTIONS: &[&str] = &["tls", "cache", "topology", "hba", "switchover", "mirror"];
 
 /// Keys that later versions will have.
 pub(super) const LATER_KEYS: &[(Section, &str)] = &[
@@ -195,6 +232,11 @@ impl Section {
         Self::Health,
         Self::Limits,
         Self::Auth,
+        Self::ControlPlane,
+        Self::Management,
+        Self::Tokens,
+        Self::Discovery,
+        Self::Store,
         Self::Users,
         Self::Databases,
         Self::Nodes,
@@ -210,6 +252,11 @@ impl Section {
             Self::Health => "health",
             Self::Limits => "limits",
             Self::Auth => "auth",
+            Self::ControlPlane => "control_plane",
+            Self::Management => "management",
+            Self::Tokens => "management.tokens",
+            Self::Discovery => "discovery",
+            Self::Store => "store",
             Self::Users => "users",
             Self::Databases => "databases",
             Self::Nodes => "nodes",
@@ -219,7 +266,16 @@ impl Section {
     /// Whether the section may stand in the file more than once, as `[[name]]`.
     #[must_use]
     pub const fn repeats(self) -> bool {
-        matches!(self, Self::Users | Self::Databases | Self::Nodes)
+        matches!(self, Self::Tokens | Self::Users | Self::Databases | Self::Nodes)
+    }
+
+    /// Whether a name in this section is a section of its own, as `tokens` in `[management]`.
+    #[must_use]
+    pub fn holds(self, name: &str) -> bool {
+        let inside = |section: &Self| {
+            section.name().strip_prefix(self.name()).and_then(|rest| rest.strip_prefix('.')) == Some(name)
+        };
+        self != Self::Top && Self::NAMED.iter().any(inside)
     }
 
     /// The header as it stands in a file; "the top level" for the top.

@@ -4,6 +4,7 @@
 //! A walk: [`load`] reads the file -> [`parse`] -> `reader` (typed values, unknown keys, `${VAR}`) -> `sections`,
 //! `users`, `nodes` (what must fit together) -> [`Config`]. What a key may be and its default stand in [`keys`].
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use crate::model::{Database, Role, Settings, Spec, User};
+use crate::model::{Database, Node, Role, Secret, Settings, Spec, User};
 use keys::Section;
 use reader::{Env, Reader};
 
@@ -22,6 +23,7 @@ pub mod keys;
 mod nearest;
 mod nodes;
 mod phrases;
+mod plane;
 mod problem;
 mod reader;
 mod sections;
@@ -30,7 +32,10 @@ mod substitute;
 mod tests;
 mod users;
 
+pub use plane::{Access, ControlPlane, Discovery, Management, StoreSettings, Token, TokenProof};
 pub use problem::{Problem, Report};
+#[cfg(feature = "grpc")]
+pub(crate) use {nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, users::is_scram_verifier};
 
 /// A larger file is not a configuration.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -48,6 +53,16 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Settings, health checks and nodes.
     pub spec: Spec,
+    /// `[control_plane]`: where a data plane of a fleet takes its snapshots from; `None`: standalone.
+    pub control_plane: Option<ControlPlane>,
+    /// `[management]`
+    pub management: Management,
+    /// `[discovery]`
+    pub discovery: Discovery,
+    /// `[store]`; `None`: changes end with the process.
+    pub store: Option<StoreSettings>,
+    /// The text that says all this, secrets included.
+    pub text: Secret,
     /// What an operator should know though it is no error.
     pub warnings: Vec<String>,
 }
@@ -121,8 +136,18 @@ pub fn from_args(
             }
         }
     }
-    let nodes = if drafts.is_empty() && wrong { Vec::new() } else { nodes::check(&mut reader, drafts) };
-    assemble(reader, &root, top, nodes).map(|(config, _)| config)
+    let nodes = if drafts.is_empty() && wrong { Vec::new() } else { nodes::check(&mut reader, drafts, true) };
+    let text = nodes.iter().map(|node| as_text(node)).collect();
+    let (config, _) = assemble(reader, &root, top, nodes)?;
+    Ok(Config { text: Secret::new(text), ..config })
+}
+
+/// A node as it stands in a file; its host has been checked to need no escapes.
+fn as_text(node: &Node) -> String {
+    let Node { name, host, port, role, weight } = node;
+    format!(
+        "[[nodes]]\nname = \"{name}\"\nhost = {host:?}\nport = {port}\nrole = \"{role}\"\nweight = {weight}\n"
+    )
 }
 
 /// The configuration, and whether the file itself holds a secret.
@@ -140,8 +165,11 @@ fn read(text: &str, file_name: &str, env: Env<'_>) -> Result<(Config, bool), Rep
     let top = sections::top(&mut reader, root);
     let mut drafts = Vec::new();
     let shaped = reader.each(root, Section::Nodes, |mut part| drafts.push(nodes::read(&mut part)));
-    let nodes = if shaped { nodes::check(&mut reader, drafts) } else { Vec::new() };
-    assemble(reader, root, top, nodes)
+    // A data plane of a fleet gets its nodes from the control plane; its own are for a start without one.
+    let needed = !root.iter().any(|(key, _)| key.get_ref() == Section::ControlPlane.name());
+    let nodes = if shaped { nodes::check(&mut reader, drafts, needed) } else { Vec::new() };
+    let (config, literal_secret) = assemble(reader, root, top, nodes)?;
+    Ok((Config { text: Secret::new(text.to_owned()), ..config }, literal_secret))
 }
 
 /// Reads everything but the top and the nodes.
@@ -149,7 +177,7 @@ fn assemble(
     mut reader: Reader<'_>,
     root: &DeTable<'_>,
     top: sections::Top,
-    nodes: Vec<Arc<crate::model::Node>>,
+    nodes: Vec<Arc<Node>>,
 ) -> Result<(Config, bool), Report> {
     let pool = sections::pool(&mut reader, root);
     let health = sections::health(&mut reader, root);
@@ -158,6 +186,10 @@ fn assemble(
     let auth = sections::auth(&mut reader, root);
     let users = read_users(&mut reader, root, pool.max_pool_size);
     let databases = read_databases(&mut reader, root, pool.max_pool_size);
+    let control_plane = plane::control_plane(&mut reader, root);
+    let management = plane::management(&mut reader, root);
+    let discovery = plane::discovery(&mut reader, root);
+    let store = plane::store(&mut reader, root);
     let literal_secret = reader.literal_secret;
     let write_timeout = top.write_timeout;
     let settings = Arc::new(Settings { pool, balancer, limits, auth, users, databases, write_timeout });
@@ -168,7 +200,12 @@ fn assemble(
         admin: top.admin.unwrap_or(unspecified),
         workers: top.workers,
         drain_timeout: top.drain_timeout,
-        spec: Spec { settings, health, nodes },
+        spec: Spec { settings, health, nodes, ops: BTreeMap::new(), revision: 0 },
+        control_plane,
+        management,
+        discovery,
+        store,
+        text: Secret::new(String::new()),
         warnings: Vec::new(),
     };
     reader.finish((config, literal_secret))

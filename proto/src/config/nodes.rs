@@ -39,9 +39,9 @@ pub(super) fn read(part: &mut Part<'_, '_>) -> Draft {
     draft
 }
 
-/// Checks the nodes together and names those without a name. Problems go to `reader`.
-pub(super) fn check(reader: &mut Reader<'_>, drafts: Vec<Draft>) -> Vec<Arc<Node>> {
-    if drafts.is_empty() {
+/// Checks the nodes together and names those without a name. Problems go to `reader`. `needed`: at least one.
+pub(super) fn check(reader: &mut Reader<'_>, drafts: Vec<Draft>, needed: bool) -> Vec<Arc<Node>> {
+    if drafts.is_empty() && needed {
         reader.problem(None, format!("no {}: at least one is needed", Section::Nodes.header()));
     }
     let mut nodes: Vec<(Option<usize>, Arc<Node>)> = Vec::new();
@@ -106,13 +106,14 @@ fn clash(node: &Node, earlier: &Node) -> Option<String> {
     None
 }
 
-fn is_node_name(name: &str) -> bool {
+/// Whether a text may name a node.
+pub(crate) fn is_node_name(name: &str) -> bool {
     name.len() <= 63
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '.' | '-'))
 }
 
 /// Why a host cannot be right.
-fn bad_host(host: &str) -> Option<&'static str> {
+pub(crate) fn bad_host(host: &str) -> Option<&'static str> {
     if host.starts_with('/') {
         return Some(
             "is a unix socket directory, which is not supported by this version; use a host name or an IP address",

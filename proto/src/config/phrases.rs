@@ -9,7 +9,7 @@ use super::keys::{self, KEYS, Kind, Section};
 use super::nearest::nearest;
 
 /// Longest duration in a file: a year.
-pub(super) const MAX_SECONDS: u64 = 31_536_000;
+pub(crate) const MAX_SECONDS: u64 = 31_536_000;
 
 /// The problem with a top-level name that is no key; `None` if it is a section.
 pub(super) fn top_stranger(name: &str, value: &Spanned<DeValue<'_>>) -> Option<String> {
@@ -60,6 +60,7 @@ pub(super) fn place(key: &keys::Key) -> String {
 pub(super) fn expected(kind: Kind) -> String {
     match kind {
         Kind::Text | Kind::Secret => "a text that is not empty".to_owned(),
+        Kind::Texts => "a list of texts that are not empty, at least one".to_owned(),
         Kind::Address => "an address such as \"127.0.0.1:5433\"".to_owned(),
         Kind::Flag => "true or false".to_owned(),
         Kind::Word([only]) => format!("{only:?}"),

@@ -245,6 +245,30 @@ impl<'r> Part<'r, '_> {
         }
     }
 
+    /// A list of texts; empty if it is wrong or not given.
+    pub fn texts(&mut self, name: &'static str) -> Vec<String> {
+        let Some(entry) = self.entry(name) else { return Vec::new() };
+        let DeValue::Array(elements) = entry.value else {
+            self.wrong(&entry, found(entry.value));
+            return Vec::new();
+        };
+        let mut texts = Vec::new();
+        for element in elements {
+            let element = Entry { key: entry.key, line: entry.line, value: element.get_ref() };
+            match self.filled(&element) {
+                Some((text, raw, _)) if text.is_empty() || text.contains('\0') => {
+                    self.wrong(&element, format!("{raw:?}"));
+                }
+                Some((text, _, _)) => texts.push(text),
+                None => {}
+            }
+        }
+        if elements.is_empty() {
+            self.wrong(&entry, "empty".to_owned());
+        }
+        texts
+    }
+
     /// A secret, if it is given and not empty. Its text never enters a problem.
     pub fn secret(&mut self, name: &'static str) -> Option<Secret> {
         let entry = self.entry(name)?;
@@ -307,7 +331,7 @@ impl<'r> Part<'r, '_> {
         let Some(table) = self.table else { return };
         for (key, value) in table {
             let name: &str = key.get_ref();
-            if self.section.key(name).is_some() {
+            if self.section.key(name).is_some() || self.section.holds(name) {
                 continue;
             }
             let text = match self.section {
@@ -323,7 +347,14 @@ impl<'r> Part<'r, '_> {
     }
 }
 
+/// A section; of `a.b`, the `b` in `a`.
 fn find<'r>(root: &'r DeTable<'r>, name: &str) -> Option<(usize, &'r DeValue<'r>)> {
+    if let Some((outer, inner)) = name.split_once('.') {
+        return match find(root, outer)? {
+            (_, DeValue::Table(table)) => find(table, inner),
+            _ => None,
+        };
+    }
     root.iter().find(|(key, _)| key.get_ref() == name).map(|(key, value)| (key.span().start, value.get_ref()))
 }
 

@@ -39,7 +39,7 @@ pub(super) fn top(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Top {
     }
 }
 
-fn address(part: &mut Part<'_, '_>, name: &'static str) -> Option<SocketAddr> {
+pub(super) fn address(part: &mut Part<'_, '_>, name: &'static str) -> Option<SocketAddr> {
     let text = part.text(name)?;
     match resolve(&text) {
         Ok(address) => Some(address),

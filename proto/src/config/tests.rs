@@ -244,7 +244,38 @@ const PROBLEMS: &[(&str, &str)] = &[
     ("[users]\nname = \"a\"", "1: users must be written [[users]]"),
     ("[tls]\ncert = 1", "1: section [tls] is not supported by this version"),
     ("[[hba]]\nuser = 1", "1: section [hba] is not supported by this version"),
-    ("[control_plane]\nendpoints = []", "1: section [control_plane] is not supported by this version"),
+    (
+        "[control_plane]\nendpoints = []",
+        "2: endpoints in [control_plane] must be a list of texts that are not empty, at least one; it is empty",
+    ),
+    ("[control_plane]", r#"1: [control_plane] without "endpoints""#),
+    (
+        "[control_plane]\nendpoints = [\"cp-1:9092\", \"cp-2\"]",
+        r#"2: endpoint "cp-2" is not an address such as "cp-1:9092""#,
+    ),
+    (
+        "[control_plane]\nendpoints = [3]",
+        "2: endpoints in [control_plane] must be a list of texts that are not empty, at least one; it is a whole number",
+    ),
+    ("[store]", r#"1: [store] without "directory""#),
+    ("[store]\nkind = \"etcd\"\ndirectory = \"d\"", r#"2: kind in [store] must be "embedded"; it is "etcd""#),
+    (
+        "[management]\ntoken = 1",
+        r#"2: unknown key "token" in [management]; it belongs in [control_plane] or [[management.tokens]]"#,
+    ),
+    ("[management]\ntokens = 1", "2: management.tokens must be written [[management.tokens]]"),
+    (
+        "[[management.tokens]]\nname = \"a\"\nrole = \"admin\"",
+        "1: [[management.tokens]] without token or sha256",
+    ),
+    (
+        "[[management.tokens]]\nname = \"a\"\nrole = \"admin\"\ntoken = \"short\"",
+        "4: token is too short: at least 16 characters",
+    ),
+    (
+        "[[management.tokens]]\nname = \"a\"\nrole = \"root\"\ntoken = \"${PASSWORD}${PASSWORD}${PASSWORD}\"",
+        r#"3: role in [[management.tokens]] must be "viewer", "operator", "admin" or "dataplane"; it is "root""#,
+    ),
     ("[auth]\nauth_query = \"x\"", r#"2: key "auth_query" in [auth] is not supported by this version"#),
     (
         "[load_balancer]\nread_your_writes = \"lsn\"",
@@ -386,6 +417,18 @@ const PROBLEMS: &[(&str, &str)] = &[
 ];
 
 #[test]
+fn a_tokens_hash_is_64_hexadecimal_digits() {
+    for wrong in ["é", "00", &"0g".repeat(32), &"é".repeat(32), &"+1".repeat(32), &"00".repeat(33)] {
+        let text = token("admin").replace(&"0F".repeat(32), wrong);
+        assert_eq!(
+            problems(&format!("{text}{NODE}")),
+            ["4: sha256 must be 64 hexadecimal digits"],
+            "{wrong}"
+        );
+    }
+}
+
+#[test]
 fn every_problem_is_said_in_these_words() {
     for (text, expected) in PROBLEMS {
         let text = if text.contains("[[nodes]]") { (*text).to_owned() } else { format!("{text}\n{NODE}") };
@@ -451,6 +494,8 @@ fn no_secret_is_ever_printed() {
     for text in [
         "[[users]]\nname = \"a\"\npassword = \"hush\"\nscram_verifier = \"hush\"",
         "[[users]]\nname = \"a\"\npassword = \"hush\\u0000\"",
+        "[[management.tokens]]\nname = \"a\"\nrole = \"admin\"\ntoken = \"hush\"",
+        "[control_plane]\ntoken = \"hush\"",
         "[health]\nuser = \"a\"\npasword = \"hush\"",
         "[health]\nuser = \"a\"\npassword = \"hush",
         "[health]\nuser = \"a\"\npassword = \"hush${NOBODY}\"",
@@ -507,6 +552,7 @@ fn the_command_line_makes_the_same_configuration() {
         ]
     );
     assert_eq!(config.listen.port(), 0);
+    assert_eq!(good(config.text.expose()).spec, config.spec, "the text says the same");
     assert_eq!(config.admin.port(), 9090);
     for (listen, primary, expected) in [
         (None, None, "command line: no [[nodes]]: at least one is needed"),
@@ -530,7 +576,7 @@ fn example_lines() -> Vec<(String, String, String)> {
         if line.starts_with('[') && line.ends_with(']') {
             section = line.trim_matches(['[', ']']).to_owned();
         } else if let Some((key, value)) = line.split_once(" = ")
-            && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+            && key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         {
             found.push((section.clone(), key.to_owned(), value.to_owned()));
         }
@@ -562,25 +608,66 @@ fn the_examples_commented_keys_are_real_keys() {
         .lines()
         .map(|line| match line.strip_prefix("# ") {
             Some(rest)
-                if rest.starts_with("[[") || rest.split(" = ").next().is_some_and(|k| !k.contains(' ')) =>
+                if rest.starts_with('[') || rest.split(" = ").next().is_some_and(|k| !k.contains(' ')) =>
             {
                 rest
             }
             _ => line,
         })
-        .filter(|line| !line.starts_with("scram_verifier"))
+        .filter(|line| !line.starts_with("scram_verifier") && !line.starts_with("sha256"))
         .collect();
     let text = lines.join("\n").replace("= \"off\"", "= \"time\"");
-    let config =
-        parse(&text, "example", &|_| Some("secret".to_owned())).unwrap_or_else(|r| panic!("{r}\n{text}"));
+    let config = parse(&text, "example", &|_| Some("secret of 16 letters".to_owned()))
+        .unwrap_or_else(|r| panic!("{r}\n{text}"));
     assert_eq!(config.spec.settings.users.len() + config.spec.settings.databases.len(), 2);
     assert!(config.spec.health.credential.is_some());
+    assert_eq!(config.control_plane.map(|plane| plane.endpoints.len()), Some(2));
+    assert_eq!((config.management.tokens.len(), config.discovery.explicit), (1, true));
+}
+
+/// A token with this role.
+fn token(role: &str) -> String {
+    let hash = "0F".repeat(32);
+    format!("[[management.tokens]]\nname = \"{role}\"\nrole = \"{role}\"\nsha256 = \"{hash}\"\n")
+}
+
+#[test]
+fn each_program_refuses_what_it_cannot_use() {
+    let store = "[store]\ndirectory = \"/var/lib/x\"\n";
+    let plane = "[control_plane]\nendpoints = [\"cp:9092\"]\n";
+    let (admin, dataplane) = (token("admin"), token("dataplane"));
+    let outside = "[management]\nlisten_address = \"0.0.0.0:9091\"\n";
+    let named = |problems: Vec<String>, words: &[&str]| {
+        assert_eq!(problems.len(), words.len(), "{problems:?}");
+        problems.iter().zip(words).for_each(|(p, word)| assert!(p.contains(word), "{word}: {problems:?}"));
+    };
+    for (text, words) in [
+        (String::new(), &[][..]),
+        (store.to_owned(), &[]),
+        (outside.to_owned(), &["loopback"]),
+        (format!("{outside}{admin}"), &[]),
+        (dataplane.clone(), &["dataplane"]),
+        (format!("{plane}{store}{outside}"), &["[management]", "[store]"]),
+        ("[discovery]".to_owned(), &["[discovery]"]),
+    ] {
+        named(good(&format!("{text}\n{NODE}")).problems_for_dataplane(), words);
+    }
+    for (text, words) in [
+        (format!("{store}{admin}{dataplane}"), &[][..]),
+        (admin, &["[store]", "dataplane"]),
+        (format!("{store}{dataplane}"), &["nobody"]),
+        (format!("{plane}{store}{dataplane}[management]\nenabled = false"), &["[control_plane]"]),
+    ] {
+        named(good(&format!("{text}\n{NODE}")).problems_for_controlplane(), words);
+    }
+    assert_eq!(good(plane).spec.nodes, [], "a data plane of a fleet needs no nodes of its own");
 }
 
 impl Config {
     fn with_host(mut self, host: &str) -> Self {
         let node = Node { host: host.to_owned(), ..self.spec.nodes[0].as_ref().clone() };
         self.spec.nodes = vec![Arc::new(node)];
+        self.text = Secret::new(EXAMPLE.to_owned());
         self
     }
 }
@@ -602,6 +689,8 @@ fn the_tables_words_and_defaults_are_what_the_types_know() {
     assert_eq!(words(Section::LoadBalancer, "read_strategy"), strategies);
     let roles: Vec<&str> = Role::ALL.iter().map(|role| role.word()).collect();
     assert_eq!(words(Section::Nodes, "role"), roles);
+    let access: Vec<&str> = Access::ALL.iter().map(|access| access.word()).collect();
+    assert_eq!(words(Section::Tokens, "role"), access);
 }
 
 #[test]

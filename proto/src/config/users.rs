@@ -54,7 +54,7 @@ fn overrides(part: &mut Part<'_, '_>, max_pool_size: u32) -> Overrides {
 }
 
 /// Whether the text has the form of a verifier in `pg_authid`.
-fn is_scram_verifier(text: &str) -> bool {
+pub(crate) fn is_scram_verifier(text: &str) -> bool {
     let Some(rest) = text.strip_prefix("SCRAM-SHA-256$") else { return false };
     let Some((head, keys)) = rest.split_once('$') else { return false };
     let (Some((iterations, salt)), Some((stored, server))) = (head.split_once(':'), keys.split_once(':'))

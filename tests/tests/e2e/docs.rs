@@ -1,14 +1,14 @@
 //! What README and docs/ show is true: every block of code is run, loaded or compared, by the kind that stands behind
 //! its language in the fence. Only addresses and the place of the file differ. Never runs what is marked `by-hand`.
 //!
-//! `toml config`: a whole file. `toml part`: tables for one. `sh run`: commands that succeed. `sh serve`: the proxy, which
+//! `toml config`: a whole file. `toml control-plane`: one of the control plane. `toml part`: tables for one. `sh run`: commands that succeed. `sh serve`: the proxy, which
 //! starts and ends with SIGTERM. `sh make`: targets that exist. `sql run`: statements. `json PATH`: the shape of an
 //! answer. `text`: to look at.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use helios_tests::proxy::{check_with, program};
+use helios_tests::proxy::{check_by, program};
 use helios_tests::{Cluster, Config, Proxy};
 use serde_json::Value;
 
@@ -119,6 +119,7 @@ impl World {
         let Block { at, kind, text } = block;
         match kind.split_once(' ').unwrap_or((kind, "")) {
             ("toml", "config") => loads(at, text),
+            ("toml", "control-plane") => loads_in(&program().with_file_name("helios-controlplane"), at, text),
             ("toml", "part") => loads(at, &format!("{}\n{text}", self.config)),
             ("sh", "run") => self.shell(at, &self.command(text), &[]),
             ("sh", "serve") => self.shell(at, SERVE, &[self.command(text).trim(), "serve.log", SERVES]),
@@ -145,7 +146,19 @@ impl Drop for World {
 }
 
 fn loads(at: &str, text: &str) {
-    let output = check_with(text, &[("REPORTING_PASSWORD", "secret"), ("APP_VERIFIER", VERIFIER)]);
+    loads_in(&program(), at, text);
+}
+
+fn loads_in(program: &Path, at: &str, text: &str) {
+    let token = "a-token-of-more-than-sixteen-bytes";
+    let variables = [
+        ("REPORTING_PASSWORD", "secret"),
+        ("APP_VERIFIER", VERIFIER),
+        ("HELIOS_DATAPLANE_TOKEN", token),
+        ("HELIOS_ADMIN_TOKEN", "another-token-of-more-than-sixteen-bytes"),
+        ("HELIOS_PROBE_PASSWORD", "secret"),
+    ];
+    let output = check_by(program, text, &variables);
     assert!(output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));
 }
 

@@ -76,6 +76,7 @@ impl World {
                 role,
                 weight: 100,
             }),
+            ops: NodeOps::default(),
             role,
             health: Health::Up,
             recovered_at: None,
@@ -88,7 +89,10 @@ impl World {
         Self {
             snapshot: Snapshot {
                 revision: 1,
+                config_revision: 0,
                 epoch: 1,
+                timeline: 1,
+                system: None,
                 settings: Arc::new(settings(strategy)),
                 nodes: vec![
                     node("primary", Role::Primary),
@@ -251,6 +255,20 @@ fn reads_go_on_without_a_primary() {
     w.session.read_your_writes = true;
     w.goes("select 1", &[], Reason::ReadYourWrites);
     w.goes("/* helios:route=primary */ select 1", &[], Reason::Hint);
+}
+
+#[test]
+fn a_drained_node_gets_no_new_work_and_the_weight_of_operators_wins() {
+    let mut w = World::new(ReadStrategy::RoundRobin);
+    w.snapshot.nodes[2].ops.drained = true;
+    w.goes("select 1", &[1, 3], Reason::ReadQuery);
+    w.goes("/* helios:node=replica-1 */ select 1", &[1, 3], Reason::ReadQuery);
+    w.snapshot.nodes[3].ops.weight = Some(0);
+    w.goes("select 1", &[1], Reason::ReadQuery);
+    w.snapshot.nodes[1].ops.drained = true;
+    w.goes("select 1", &[3], Reason::ReadQuery);
+    w.snapshot.nodes[3].ops.drained = true;
+    w.goes("select 1", &[0], Reason::NoReplica);
 }
 
 #[test]

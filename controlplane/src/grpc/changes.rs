@@ -1,0 +1,211 @@
+//! Changes by operators: through the keeper, into the audit log, then a wait for the data planes' acknowledgements. Every
+//! change, made or refused, is written down with who, from where and what. Never waits while holding the keeper.
+
+use std::time::Duration;
+
+use helios_proto::model::{Node, NodeName, NodeOps};
+use helios_proto::wire;
+use helios_proto::wire::v1::{self, pool_op_request::Op};
+use tonic::{Request, Response, Status};
+
+use super::auth::Caller;
+use super::management::{Reply, Service};
+use super::show;
+use crate::document;
+use crate::feed::Kind;
+use crate::keeper::{self, Changed, Refusal};
+use crate::store::{Record, unix_ms};
+
+/// A change on its way: who, what, and how long to wait.
+pub(super) struct Change {
+    caller: Caller,
+    verb: &'static str,
+    pub(super) detail: String,
+    wait: Option<v1::Wait>,
+}
+
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    // The gate puts it there; without it nothing goes on.
+    request.extensions().get().cloned().ok_or_else(|| Status::internal("the caller is not known"))
+}
+
+impl Change {
+    pub(super) fn of<T>(
+        request: Request<T>,
+        verb: &'static str,
+        what: impl FnOnce(&T) -> (String, Option<v1::Wait>),
+    ) -> Result<(Self, T), Status> {
+        let caller = caller(&request)?;
+        let message = request.into_inner();
+        let (detail, wait) = what(&message);
+        Ok((Self { caller, verb, detail, wait }, message))
+    }
+
+    pub(super) fn request<'a>(
+        &'a self,
+        comment: &'a str,
+        expected: Option<u64>,
+        dry_run: bool,
+    ) -> keeper::Request<'a> {
+        keeper::Request { actor: &self.caller.name, comment, expected, dry_run }
+    }
+}
+
+impl Service {
+    /// Writes a change down, and waits for the data planes.
+    pub(super) async fn finish(
+        &self,
+        change: Change,
+        result: Result<Changed, Refusal>,
+    ) -> Reply<v1::ChangeReply> {
+        let Change { caller, verb, detail, wait } = change;
+        let (outcome, config_revision) = match &result {
+            Ok(changed) => ("ok".to_owned(), changed.config_revision),
+            Err(refusal) => (refusal.to_string(), 0),
+        };
+        let Caller { name: actor, access, from } = caller;
+        tracing::info!(%actor, %from, verb, %detail, %outcome, "change");
+        let dry = result.as_ref().is_ok_and(|changed| changed.revision == 0);
+        if !dry {
+            if result.is_ok() {
+                self.feed.tell(Kind::Change, "", &format!("{verb} {detail} (by {actor})"));
+            }
+            let (role, verb) = (access.to_string(), verb.to_owned());
+            let at_unix_ms = unix_ms();
+            let record = Record { at_unix_ms, actor, role, from, verb, detail, outcome, config_revision };
+            self.keeper.audit(record).await;
+        }
+        let changed = result.map_err(|refusal| show::status(&refusal))?;
+        let revision = if dry { self.snapshot().revision } else { changed.revision };
+        let longest = Duration::from_millis(wait.unwrap_or_default().timeout_ms).min(keeper::LONGEST_WAIT);
+        let (dataplanes, acknowledged) = self.fleet.acknowledged(revision, longest).await;
+        let fleet = self.fleet.list();
+        Ok(Response::new(v1::ChangeReply {
+            config_revision: changed.config_revision,
+            revision,
+            dataplanes,
+            acknowledged,
+            refused: fleet.iter().flat_map(show::refusals).collect(),
+            changed: changed.changed,
+            warnings: changed.warnings,
+        }))
+    }
+
+    /// Changes the marks of one node, or of all if `node` is empty.
+    async fn mark(
+        &self,
+        node: &str,
+        change: impl Fn(&mut NodeOps, bool) -> Result<(), Refusal>,
+    ) -> Result<Changed, Refusal> {
+        let primary = self.snapshot().primary().map(|state| state.node.name.clone());
+        self.keeper
+            .mark(|spec, ops| {
+                let meant = || spec.nodes.iter().filter(|n| node.is_empty() || n.name.as_str() == node);
+                if meant().next().is_none() {
+                    return Err(Refusal::NotFound(format!("there is no node {node:?}")));
+                }
+                for node in meant() {
+                    let marks = ops.entry(node.name.clone()).or_default();
+                    change(marks, primary.as_ref() == Some(&node.name))?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Adds a node to the configuration.
+    pub(super) async fn add(&self, change: &Change, sent: v1::AddNodeRequest) -> Result<Changed, Refusal> {
+        let v1::AddNodeRequest { name, host, port, role, weight, dry_run, wait: _ } = sent;
+        let role =
+            wire::to_role(role).ok_or_else(|| Refusal::Wrong("role is missing or unknown".to_owned()))?;
+        let port = if port == 0 { 5432 } else { port };
+        let port = u16::try_from(port).map_err(|_| Refusal::Wrong(format!("port {port} is none")))?;
+        let named = !name.is_empty();
+        let node = Node { name: NodeName::new(&name), host, port, role, weight: weight.unwrap_or(100) };
+        let comment = format!("node add {}", change.detail);
+        self.keeper
+            .edit(&change.request(&comment, None, dry_run), |desired| {
+                if named && desired.spec.nodes.iter().any(|n| n.name == node.name) {
+                    return Err(Refusal::Exists(format!("there is a node {name:?} already")));
+                }
+                Ok((document::with_node(&desired.text, &node, named)?, Vec::new()))
+            })
+            .await
+    }
+
+    /// Takes a node out of the configuration.
+    pub(super) async fn remove(
+        &self,
+        change: &Change,
+        sent: &v1::RemoveNodeRequest,
+    ) -> Result<Changed, Refusal> {
+        let snapshot = self.snapshot();
+        let primary = snapshot.primary().is_some_and(|state| state.node.name.as_str() == sent.name);
+        let (_, busy, _) = show::load(&sent.name, &self.fleet.list());
+        let comment = format!("node remove {}", sent.name);
+        self.keeper
+            .edit(&change.request(&comment, None, sent.dry_run), |desired| {
+                let nodes = &desired.spec.nodes;
+                let index = nodes.iter().position(|node| node.name.as_str() == sent.name);
+                let index =
+                    index.ok_or_else(|| Refusal::NotFound(format!("there is no node {:?}", sent.name)))?;
+                if primary && !sent.force {
+                    return Err(Refusal::NotNow(
+                        "it is the primary; use force to remove it all the same".to_owned(),
+                    ));
+                }
+                if busy > 0 && !sent.force {
+                    return Err(Refusal::NotNow(format!(
+                        "{busy} server connections to it are in use; drain it first, or use force"
+                    )));
+                }
+                let names: Vec<NodeName> = nodes.iter().map(|node| node.name.clone()).collect();
+                Ok((document::without_node(&desired.text, index, &names)?, Vec::new()))
+            })
+            .await
+    }
+
+    /// Marks pools.
+    pub(super) async fn operate(&self, sent: &v1::PoolOpRequest) -> Result<Changed, Refusal> {
+        let op = Op::try_from(sent.op).unwrap_or(Op::Unspecified);
+        if op == Op::Unspecified {
+            return Err(Refusal::Wrong("op is missing or unknown".to_owned()));
+        }
+        if sent.size.is_some() && op != Op::Resize {
+            return Err(Refusal::Wrong("size is for OP_RESIZE only".to_owned()));
+        }
+        if sent.size.is_some_and(|size| !(1..=10_000).contains(&size)) {
+            return Err(Refusal::Wrong("size must be 1 to 10000".to_owned()));
+        }
+        self.mark(&sent.node, |marks, _| {
+            match op {
+                Op::Pause => marks.paused = true,
+                Op::Resume => marks.paused = false,
+                Op::Reconnect => marks.reconnect = marks.reconnect.saturating_add(1),
+                Op::Resize => marks.pool_size = sent.size,
+                Op::Unspecified => {}
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Drains, undrains or weighs a node.
+    pub(super) async fn set(&self, sent: &v1::SetNodeRequest) -> Result<Changed, Refusal> {
+        if sent.name.is_empty() {
+            return Err(Refusal::Wrong("name is missing".to_owned()));
+        }
+        if sent.weight.is_some_and(|weight| weight > 10_000) {
+            return Err(Refusal::Wrong("weight must be 0 to 10000".to_owned()));
+        }
+        self.mark(&sent.name, |marks, primary| {
+            if sent.drained == Some(true) && primary {
+                return Err(Refusal::NotNow("it is the primary: writes have nowhere else to go".to_owned()));
+            }
+            marks.drained = sent.drained.unwrap_or(marks.drained);
+            marks.weight = if sent.reset_weight { None } else { sent.weight.or(marks.weight) };
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,230 @@
+//! The stream to a data plane: the whole snapshot first, then each change at once, always the latest. One task per data
+//! plane writes, one reads; a data plane that reads slowly skips, one that is silent is let go. Never queues.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use helios_proto::model::{NodeName, Snapshot};
+use helios_proto::wire::v1::discovery_server::Discovery;
+use helios_proto::wire::v1::{self, cp_msg, dp_msg};
+use helios_proto::wire::{self, Refused};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::auth::Caller;
+use crate::coordinator::Events;
+use crate::fleet::{Ack, Fleet, Identity, Seat};
+
+/// Longest wait for the first message of a data plane.
+const HELLO: Duration = Duration::from_secs(5);
+/// Pause between two heartbeats.
+const BEAT: Duration = Duration::from_secs(1);
+/// A data plane that says nothing, or takes nothing, for this long is gone.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Longest name of a data plane.
+const LONGEST_NAME: usize = 200;
+/// An epoch or revision beyond this was never reached by counting.
+const ABSURD: u64 = 1 << 62;
+
+/// The service.
+pub struct Service {
+    /// Name of the fleet.
+    pub cluster: String,
+    /// What data planes should hold.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Where evidence goes.
+    pub events: Events,
+    /// Who is there.
+    pub fleet: Arc<Fleet>,
+    /// Ends every stream.
+    pub stop: CancellationToken,
+    /// Runs the streams.
+    pub tracker: TaskTracker,
+}
+
+/// A message sent and not yet acknowledged.
+#[derive(Clone, Copy)]
+struct Sent {
+    nonce: u64,
+    config_revision: u64,
+    at: Instant,
+}
+
+type Outcome = Result<v1::CpMsg, Status>;
+
+#[tonic::async_trait]
+impl Discovery for Service {
+    type StreamStream = ReceiverStream<Outcome>;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<v1::DpMsg>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let from = request.extensions().get::<Caller>().map(|c| c.from.clone()).unwrap_or_default();
+        let mut messages = request.into_inner();
+        let first = timeout(HELLO, messages.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("no Hello came"))??;
+        let Some(v1::DpMsg { msg: Some(dp_msg::Msg::Hello(hello)) }) = first else {
+            return Err(Status::invalid_argument("the first message must be Hello"));
+        };
+        let seat = self.admit(&hello, from)?;
+        if (self.snapshots.borrow().revision, self.snapshots.borrow().epoch) < (hello.revision, hello.epoch) {
+            tracing::warn!(
+                dataplane = %hello.dp_id, revision = hello.revision, epoch = hello.epoch,
+                "a data plane is further than this control plane: the store was lost, or there are two; going on from there"
+            );
+        }
+        self.events.held(hello.revision, hello.epoch).await;
+        let (to_dataplane, outgoing) = mpsc::channel(1);
+        let (sent, acknowledged) = watch::channel(None);
+        let stop = self.stop.child_token();
+        let writer = Writer { snapshots: self.snapshots.clone(), to_dataplane, sent, nonce: 0, last: None };
+        let reader = Reader { seat, acknowledged, events: self.events.clone() };
+        self.tracker.spawn(async move {
+            let leave = reader.seat.leave.clone();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = leave.cancelled() => {}
+                () = writer.run() => {}
+                () = reader.run(messages) => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+impl Service {
+    fn admit(&self, hello: &v1::Hello, address: String) -> Result<Seat, Status> {
+        let v1::Hello { cluster, dp_id, boot_id, version, revision, epoch, .. } = hello;
+        if *cluster != self.cluster {
+            let text = format!("this is the control plane of {:?}, not of {cluster:?}", self.cluster);
+            return Err(Status::failed_precondition(text));
+        }
+        if [dp_id, boot_id, version].iter().any(|text| text.len() > LONGEST_NAME) || dp_id.is_empty() {
+            return Err(Status::invalid_argument("dp_id is empty, or a name is too long"));
+        }
+        if *revision > ABSURD || *epoch > ABSURD {
+            return Err(Status::invalid_argument("revision or epoch is out of range"));
+        }
+        tracing::info!(dataplane = %dp_id, from = %address, %version, "data plane connected");
+        let (id, boot_id, version) = (dp_id.clone(), boot_id.clone(), version.clone());
+        Ok(self.fleet.join(Identity { id, boot_id, version, address }))
+    }
+}
+
+/// Sends to one data plane.
+struct Writer {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    to_dataplane: mpsc::Sender<Outcome>,
+    sent: watch::Sender<Option<Sent>>,
+    nonce: u64,
+    last: Option<(Arc<Snapshot>, Vec<u8>)>,
+}
+
+impl Writer {
+    async fn run(mut self) {
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.snapshots.mark_changed();
+        loop {
+            let alive = tokio::select! {
+                biased;
+                changed = self.snapshots.changed() => changed.is_ok() && self.snapshot().await,
+                _ = beat.tick() => self.heartbeat().await,
+            };
+            if !alive {
+                return;
+            }
+        }
+    }
+
+    /// Sends the snapshot of this moment, or of it only what is known about the nodes if the rest has been sent.
+    async fn snapshot(&mut self) -> bool {
+        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        let now = Instant::now();
+        let msg = match &self.last {
+            Some((last, sha256)) if same_configuration(last, &snapshot) => {
+                let sha256 = sha256.clone();
+                self.last = Some((Arc::clone(&snapshot), sha256));
+                cp_msg::Msg::Topology(wire::topology(&snapshot, now))
+            }
+            _ => {
+                let full = wire::full(&snapshot, now);
+                self.last = Some((Arc::clone(&snapshot), full.sha256.clone()));
+                cp_msg::Msg::Full(full)
+            }
+        };
+        let sent = Sent { nonce: self.nonce + 1, config_revision: snapshot.config_revision, at: now };
+        self.sent.send_replace(Some(sent));
+        self.send(msg).await
+    }
+
+    async fn heartbeat(&mut self) -> bool {
+        let Some((last, sha256)) = &self.last else { return true };
+        let (revision, sha256) = (last.revision, sha256.clone());
+        self.send(cp_msg::Msg::Heartbeat(v1::Heartbeat { revision, sha256 })).await
+    }
+
+    /// False: the data plane is gone, or takes nothing any more.
+    async fn send(&mut self, msg: cp_msg::Msg) -> bool {
+        self.nonce += 1;
+        let message = v1::CpMsg { nonce: self.nonce, msg: Some(msg) };
+        matches!(timeout(SILENCE, self.to_dataplane.send(Ok(message))).await, Ok(Ok(())))
+    }
+}
+
+/// Whether two snapshots differ in nothing but what is known about the nodes.
+fn same_configuration(a: &Snapshot, b: &Snapshot) -> bool {
+    let nodes = |(a, b): (&helios_proto::model::NodeState, &helios_proto::model::NodeState)| {
+        a.node == b.node && a.ops == b.ops
+    };
+    a.config_revision == b.config_revision
+        && Arc::ptr_eq(&a.settings, &b.settings)
+        && a.nodes.len() == b.nodes.len()
+        && a.nodes.iter().zip(&b.nodes).all(nodes)
+}
+
+/// Hears one data plane.
+struct Reader {
+    seat: Seat,
+    acknowledged: watch::Receiver<Option<Sent>>,
+    events: Events,
+}
+
+impl Reader {
+    async fn run(&self, mut messages: Streaming<v1::DpMsg>) {
+        while let Ok(Ok(Some(message))) = timeout(SILENCE, messages.message()).await {
+            match message.msg {
+                Some(dp_msg::Msg::Ack(ack)) => self.ack(ack),
+                Some(dp_msg::Msg::Evidence(evidence)) => self.evidence(&evidence),
+                Some(dp_msg::Msg::Status(status)) => self.seat.status(status),
+                // Said once already; or said by a newer version.
+                Some(dp_msg::Msg::Hello(_)) | None => {}
+            }
+        }
+    }
+
+    fn ack(&self, ack: v1::Ack) {
+        let sent = *self.acknowledged.borrow();
+        // Of an older message: the next one is on its way.
+        let Some(sent) = sent.filter(|sent| sent.nonce == ack.nonce) else { return };
+        let refused = ack.rejected.into_iter().map(|v1::Rejected { name, reason }| Refused { name, reason });
+        self.seat.ack(Ack {
+            revision: ack.revision,
+            config_revision: sent.config_revision,
+            refused: refused.collect(),
+            took: Some(sent.at.elapsed()),
+        });
+    }
+
+    fn evidence(&self, evidence: &v1::Evidence) {
+        if let Some(kind) = wire::evidence(evidence.kind) {
+            self.events.evidence(NodeName::new(&evidence.node), kind);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! /health and /metrics of `helios-controlplane`. Open and read-only: never shows users, secrets or addresses of peers,
+//! and never changes anything. Bounded in connections, header size and time.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use helios_proto::model::Health;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::core::Core;
+
+/// Most connections at once; more wait to be accepted.
+const MOST_CONNECTIONS: usize = 64;
+/// Longest request head, in bytes.
+const LONGEST_HEAD: usize = 8192;
+/// Longest wait for a request head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Binds the address.
+///
+/// # Errors
+/// What the system says, with the address and the key to change.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        io::Error::new(error.kind(), format!("cannot listen on {address} (admin_address): {error}"))
+    })
+}
+
+/// Serves until stopped.
+pub async fn serve(listener: TcpListener, core: Core, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let tasks = TaskTracker::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((io, _)) => {
+                let core = core.clone();
+                tasks.spawn(async move {
+                    connection(io, core).await;
+                    drop(place);
+                });
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn connection(io: TcpStream, core: Core) {
+    let service = service_fn(move |request| {
+        let response = answer(&request, &core);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(LONGEST_HEAD)
+        .serve_connection(TokioIo::new(io), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "http connection ended early");
+    }
+}
+
+fn answer(request: &Request<Incoming>, core: &Core) -> Response<Full<Bytes>> {
+    let json = "application/json";
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response =
+            response(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed\n".to_owned(), "text/plain");
+        response.headers_mut().insert("allow", HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/health" | "/health/live" | "/health/ready" => response(StatusCode::OK, health(core), json),
+        "/metrics" => response(StatusCode::OK, metrics(core), "text/plain; version=0.0.4; charset=utf-8"),
+        _ => response(StatusCode::NOT_FOUND, "not found; try /health or /metrics\n".to_owned(), "text/plain"),
+    }
+}
+
+/// The process serves; a dead database is not its fault.
+fn health(core: &Core) -> String {
+    let snapshot = core.snapshots.borrow();
+    let down = snapshot.nodes.iter().filter(|node| node.health == Health::Down).count();
+    let status = if down > 0 || snapshot.primary.is_none() { "degraded" } else { "ok" };
+    let dataplanes = core.fleet.list().iter().filter(|dataplane| dataplane.connected).count();
+    let body = serde_json::json!({
+        "status": status,
+        "nodes": snapshot.nodes.len(),
+        "nodes_down": down,
+        "primary": snapshot.primary().map(|node| node.node.name.as_str()),
+        "dataplanes": dataplanes,
+        "config_revision": snapshot.config_revision,
+        "revision": snapshot.revision,
+    });
+    format!("{body}\n")
+}
+
+/// Prometheus text. The only labels are names of nodes.
+fn metrics(core: &Core) -> String {
+    let snapshot = Arc::clone(&core.snapshots.borrow());
+    let fleet = core.fleet.list();
+    let connected = || fleet.iter().filter(|dataplane| dataplane.connected);
+    let least = connected().map(|dataplane| dataplane.revision).min().unwrap_or(snapshot.revision);
+    let refusing = connected().filter(|dataplane| !dataplane.refused.is_empty()).count();
+    let mut text = String::new();
+    // Writing to memory does not fail.
+    let mut family = |name: &str, help: &str, values: &[(String, String)]| {
+        let _ = writeln!(text, "# HELP heliosproxy_cp_{name} {help}\n# TYPE heliosproxy_cp_{name} gauge");
+        for (labels, value) in values {
+            let _ = writeln!(text, "heliosproxy_cp_{name}{labels} {value}");
+        }
+    };
+    let one = |value: String| [(String::new(), value)];
+    family("dataplanes", "Data planes connected.", &one(connected().count().to_string()));
+    family(
+        "dataplanes_refusing",
+        "Data planes that refused a part of the configuration.",
+        &one(refusing.to_string()),
+    );
+    family(
+        "acknowledged_revision_min",
+        "Lowest revision acknowledged by a connected data plane.",
+        &one(least.to_string()),
+    );
+    family("snapshot_revision", "Revision published last.", &one(snapshot.revision.to_string()));
+    family("config_revision", "Revision of the configuration.", &one(snapshot.config_revision.to_string()));
+    family("topology_epoch", "Changes of primary so far.", &one(snapshot.epoch.to_string()));
+    let healthy: Vec<_> = snapshot
+        .nodes
+        .iter()
+        .map(|node| {
+            let up = u8::from(node.health == Health::Up);
+            (format!("{{node=\"{}\"}}", node.node.name), up.to_string())
+        })
+        .collect();
+    family("node_healthy", "1 if the health checks say up.", &healthy);
+    text
+}
+
+fn response(code: StatusCode, body: String, kind: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

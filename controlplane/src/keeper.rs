@@ -1,0 +1,400 @@
+//! The keeper of what is wanted: configuration and operators' marks, from request to store to core, one change at a
+//! time. Owner of the store. Every change is durable before it is published. Never talks to a data plane.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use helios_proto::config::{self, Problem, Report};
+use helios_proto::model::Spec;
+use tokio::sync::Mutex;
+
+use crate::coordinator::Events;
+use crate::document::{self, EditError};
+use crate::store::{Document, Latch, Meta, Ops, Record, Store, StoreError};
+
+/// Name of a configuration in problems.
+const FILE: &str = "configuration";
+/// Who seeds a store from a file.
+pub const FILE_ACTOR: &str = "file";
+
+/// What is wanted.
+#[derive(Clone)]
+pub struct Desired {
+    /// Text in force; holds secrets.
+    pub text: String,
+    /// Its revision.
+    pub revision: u64,
+    /// What it says, with operators' marks.
+    pub spec: Spec,
+}
+
+/// How a change ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Revision of the configuration.
+    pub config_revision: u64,
+    /// Revision of the snapshot that holds it; 0 for a dry run.
+    pub revision: u64,
+    /// Something is different now.
+    pub changed: bool,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The configuration is wrong.
+    #[error("{}", lines(.0))]
+    Invalid(Vec<Problem>),
+    /// The request is wrong.
+    #[error("{0}")]
+    Wrong(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// There is such a thing already.
+    #[error("{0}")]
+    Exists(String),
+    /// It cannot be done as things are.
+    #[error("{0}")]
+    NotNow(String),
+    /// Another revision is in force than the one expected.
+    #[error("the configuration is at revision {current}, not at {expected}; look at it and try again")]
+    Conflict {
+        /// Where it should have been.
+        expected: u64,
+        /// Where it is.
+        current: u64,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The core has stopped.
+    #[error("the control plane is stopping")]
+    Stopping,
+}
+
+/// Who asks for a change, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Request<'a> {
+    /// Who.
+    pub actor: &'a str,
+    /// Why.
+    pub comment: &'a str,
+    /// Only if this revision is in force.
+    pub expected: Option<u64>,
+    /// Check only.
+    pub dry_run: bool,
+}
+
+/// The keeper.
+pub struct Keeper {
+    store: Arc<dyn Store>,
+    desired: Mutex<Desired>,
+    events: Events,
+}
+
+fn lines(problems: &[Problem]) -> String {
+    let lines: Vec<String> = problems
+        .iter()
+        .map(|Problem { line, text, .. }| line.map_or(text.clone(), |line| format!("line {line}: {text}")))
+        .collect();
+    lines.join("\n")
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict { expected, current } => Self::Conflict { expected, current },
+            other => Self::Store(other),
+        }
+    }
+}
+
+impl From<EditError> for Refusal {
+    fn from(error: EditError) -> Self {
+        Self::Wrong(error.to_string())
+    }
+}
+
+impl From<Report> for Refusal {
+    fn from(report: Report) -> Self {
+        Self::Invalid(report.problems().to_vec())
+    }
+}
+
+/// What a text says.
+fn read(text: &str) -> Result<config::Config, Report> {
+    config::parse(text, FILE, &|name| std::env::var(name).ok())
+}
+
+/// The state to start with: the store's; from `file` if the store is empty, or (`follow`) if the file is another one
+/// than the store was last given.
+///
+/// # Errors
+/// The store cannot be used, or what it holds is no valid configuration.
+pub fn open(store: &dyn Store, file: &str, follow: bool) -> Result<(Desired, Latch), Refusal> {
+    let (seed, _) = document::spec_of(file)?;
+    let current = store.current()?;
+    let last = |document: &Document| last_of_file(store, document);
+    let document = match current {
+        Some(document) if !follow || last(&document)?.as_deref() == Some(seed.as_str()) => document,
+        other => {
+            // A start with a wrong file must not leave a wrong store.
+            read(&seed)?;
+            let expected = other.map_or(0, |document| document.meta.revision);
+            let meta = store.append(expected, FILE_ACTOR, "read from the file", &seed)?;
+            tracing::info!(revision = meta.revision, "the configuration comes from the file");
+            Document { meta, text: seed }
+        }
+    };
+    let spec = Spec { ops: store.ops()?, revision: document.meta.revision, ..read(&document.text)?.spec };
+    let desired = Desired { text: document.text, revision: document.meta.revision, spec };
+    Ok((desired, store.latch()?))
+}
+
+/// The text that the store was last given from a file.
+fn last_of_file(store: &dyn Store, current: &Document) -> Result<Option<String>, StoreError> {
+    if current.meta.actor == FILE_ACTOR {
+        return Ok(Some(current.text.clone()));
+    }
+    let history = store.history(usize::MAX)?;
+    let found = history.iter().find(|meta| meta.actor == FILE_ACTOR);
+    Ok(found.map(|meta| store.read(meta.revision)).transpose()?.flatten().map(|document| document.text))
+}
+
+impl Keeper {
+    /// Keeps `desired`, which the core has been started with.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, desired: Desired, events: Events) -> Self {
+        Self { store, desired: Mutex::new(desired), events }
+    }
+
+    /// Where the core hears what was seen.
+    #[must_use]
+    pub const fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Whether changes outlive the process.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.store.is_durable()
+    }
+
+    /// What is wanted now.
+    pub async fn desired(&self) -> Desired {
+        self.desired.lock().await.clone()
+    }
+
+    /// Checks a configuration, dots standing for the secrets in force.
+    ///
+    /// # Errors
+    /// Every problem.
+    pub async fn check(&self, text: &str) -> Result<(String, Vec<String>), Refusal> {
+        let current = self.desired.lock().await.text.clone();
+        checked(text, &current)
+    }
+
+    /// Makes `text` the configuration.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn apply(&self, request: &Request<'_>, text: &str) -> Result<Changed, Refusal> {
+        self.edit(request, |desired| checked(text, &desired.text)).await
+    }
+
+    /// Makes what a file says the configuration, but for what belongs to the process.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn apply_file(&self, text: &str) -> Result<Changed, Refusal> {
+        let (text, _) = document::spec_of(text)?;
+        let request = Request { actor: FILE_ACTOR, comment: "read from the file", ..Request::default() };
+        self.edit(&request, |_| Ok((text, Vec::new()))).await
+    }
+
+    /// Makes an older revision's text the configuration, as a new revision.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn rollback(&self, request: &Request<'_>, to: u64) -> Result<Changed, Refusal> {
+        let to = match to {
+            0 => self.desired.lock().await.revision.saturating_sub(1),
+            revision => revision,
+        };
+        let document = self.revision(to).await?;
+        self.edit(request, |_| Ok((document.text.clone(), Vec::new()))).await
+    }
+
+    /// Makes what `edit` says of the text in force the configuration.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn edit(
+        &self,
+        request: &Request<'_>,
+        edit: impl FnOnce(&Desired) -> Result<(String, Vec<String>), Refusal>,
+    ) -> Result<Changed, Refusal> {
+        let mut desired = self.desired.lock().await;
+        if let Some(expected) = request.expected.filter(|expected| *expected != desired.revision) {
+            return Err(Refusal::Conflict { expected, current: desired.revision });
+        }
+        let (text, mut warnings) = edit(&desired)?;
+        let config = read(&text)?;
+        warnings.extend(config.warnings);
+        let changed = text != desired.text;
+        if request.dry_run || !changed {
+            let config_revision = desired.revision;
+            return Ok(Changed { config_revision, revision: 0, changed, warnings });
+        }
+        let (store, expected) = (Arc::clone(&self.store), desired.revision);
+        let (actor, comment, content) = (request.actor.to_owned(), request.comment.to_owned(), text.clone());
+        let meta = match blocking(move || store.append(expected, &actor, &comment, &content)).await {
+            Ok(meta) => meta,
+            Err(refusal) => {
+                self.catch_up(&mut desired).await;
+                return Err(refusal);
+            }
+        };
+        let mut ops = desired.spec.ops.clone();
+        ops.retain(|name, _| config.spec.nodes.iter().any(|node| node.name == *name));
+        if ops != desired.spec.ops {
+            let (store, kept) = (Arc::clone(&self.store), ops.clone());
+            // The revision is made: marks of nodes that are gone may stay on disk, they do nothing.
+            if let Err(error) = blocking(move || store.save_ops(&kept)).await {
+                warnings.push(format!("marks of removed nodes could not be forgotten: {error}"));
+            }
+        }
+        desired.spec = Spec { ops, revision: meta.revision, ..config.spec };
+        (desired.text, desired.revision) = (text, meta.revision);
+        self.publish(&desired, warnings).await
+    }
+
+    /// After a failed write: a revision that is in force all the same, as when only the last sync failed, is taken up.
+    async fn catch_up(&self, desired: &mut Desired) {
+        let store = Arc::clone(&self.store);
+        let Ok(Some(document)) = blocking(move || store.current()).await else { return };
+        if document.meta.revision == desired.revision {
+            return;
+        }
+        if let Ok(config) = read(&document.text) {
+            let revision = document.meta.revision;
+            tracing::warn!(revision, "taking up the revision that the store holds");
+            desired.spec = Spec { ops: desired.spec.ops.clone(), revision, ..config.spec };
+            (desired.text, desired.revision) = (document.text, revision);
+            self.events.reload(desired.spec.clone()).await;
+        }
+    }
+
+    /// Changes operators' marks; `change` says whether anything is different.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn mark(
+        &self,
+        change: impl FnOnce(&Spec, &mut Ops) -> Result<(), Refusal>,
+    ) -> Result<Changed, Refusal> {
+        let mut desired = self.desired.lock().await;
+        let mut ops = desired.spec.ops.clone();
+        change(&desired.spec, &mut ops)?;
+        ops.retain(|_, ops| *ops != helios_proto::model::NodeOps::default());
+        if ops == desired.spec.ops {
+            return Ok(Changed { config_revision: desired.revision, ..Changed::default() });
+        }
+        let (store, kept) = (Arc::clone(&self.store), ops.clone());
+        blocking(move || store.save_ops(&kept)).await?;
+        desired.spec.ops = ops;
+        self.publish(&desired, Vec::new()).await
+    }
+
+    async fn publish(&self, desired: &Desired, mut warnings: Vec<String>) -> Result<Changed, Refusal> {
+        let revision = self.events.reload(desired.spec.clone()).await.ok_or(Refusal::Stopping)?;
+        if !self.is_durable() {
+            warnings.push("this change ends with the process: there is no [store]".to_owned());
+        }
+        Ok(Changed { config_revision: desired.revision, revision, changed: true, warnings })
+    }
+
+    /// A revision; 0: the one in force.
+    ///
+    /// # Errors
+    /// There is none, or the store failed.
+    pub async fn revision(&self, revision: u64) -> Result<Document, Refusal> {
+        let store = Arc::clone(&self.store);
+        let found =
+            blocking(move || if revision == 0 { store.current() } else { store.read(revision) }).await?;
+        found.ok_or_else(|| Refusal::NotFound(format!("there is no revision {revision}, or no more")))
+    }
+
+    /// Revisions, newest first.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn history(&self, limit: usize) -> Result<Vec<Meta>, Refusal> {
+        let store = Arc::clone(&self.store);
+        blocking(move || store.history(limit)).await
+    }
+
+    /// Adds to the audit log; a log that cannot be written is an error of the program, not of the request.
+    pub async fn audit(&self, record: Record) {
+        let store = Arc::clone(&self.store);
+        if let Err(error) = blocking(move || store.audit(&record)).await {
+            tracing::error!(%error, "the audit log cannot be written");
+        }
+    }
+
+    /// The audit log, newest first.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn audited(&self, limit: usize, actor: String) -> Result<Vec<Record>, Refusal> {
+        let store = Arc::clone(&self.store);
+        blocking(move || store.audited(limit, &actor)).await
+    }
+
+    /// Keeps the latched topology; called when it changes.
+    pub async fn latch(&self, latch: Latch) {
+        let store = Arc::clone(&self.store);
+        if let Err(error) = blocking(move || store.save_latch(&latch)).await {
+            tracing::error!(%error, "the topology cannot be latched");
+        }
+    }
+}
+
+/// A text as the store would keep it, with what is to be said about it.
+fn checked(text: &str, current: &str) -> Result<(String, Vec<String>), Refusal> {
+    // Read whole first, so that problems have the lines of the text that was given.
+    let whole = match document::restored(text, current) {
+        Err(error @ EditError::Syntax(_)) => {
+            read(text)?;
+            return Err(error.into());
+        }
+        other => other?,
+    };
+    let config = read(&whole)?;
+    let (text, out) = document::spec_of(&whole)?;
+    let mut warnings = config.warnings;
+    if !out.is_empty() {
+        let names = out.join(", ");
+        warnings.push(format!(
+            "not part of the configuration, left out: {names} (of one process, not of the fleet)"
+        ));
+    }
+    Ok((text, warnings))
+}
+
+/// Runs a call of the store where it may wait for a disk.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, Refusal> {
+    let run = tokio::task::spawn_blocking(call);
+    run.await.map_err(|_| Refusal::Stopping)?.map_err(Refusal::from)
+}
+
+/// Longest wait for acknowledgements that a request may ask for.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests;

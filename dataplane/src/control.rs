@@ -1,0 +1,233 @@
+//! The data plane's side of a control plane elsewhere: takes snapshots from its stream, keeps the last good one on disk,
+//! and serves from what it has for as long as nobody answers. The only user of generated types here. Owner of one task
+//! for the stream and one for the file. Never waits for a session, and never takes a snapshot that goes back.
+
+mod last_good;
+mod stream;
+
+use crate::listener::WorkerThread;
+use crate::worker::{Shared, TellEvidence};
+use helios_proto::config::{Config, ControlPlane};
+use helios_proto::model::{Evidence, Health, NodeName, NodeOps, NodeState, Role, Snapshot, Spec};
+use helios_proto::wire::v1;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Evidence that may wait for the stream; more is dropped: there will be more.
+const QUEUE: usize = 256;
+
+/// Says how the data plane is doing; there once it has started.
+pub type StatusOf = Box<dyn Fn() -> v1::Status + Send + Sync>;
+
+/// What is known about the way to the control plane, for metrics and /health.
+pub struct Link {
+    connected: AtomicBool,
+    /// Snapshots refused as a whole.
+    pub refused: AtomicU64,
+    /// When the control plane last confirmed what is in force.
+    confirmed: Mutex<Instant>,
+    /// The control plane is in this process.
+    local: bool,
+}
+
+/// A control plane elsewhere.
+pub struct Remote {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    evidence: mpsc::Sender<(NodeName, Evidence)>,
+    link: Arc<Link>,
+    status: Arc<OnceLock<StatusOf>>,
+}
+
+impl Link {
+    /// A link that is not there yet; `local`: one that cannot break.
+    #[must_use]
+    pub fn new(local: bool) -> Arc<Self> {
+        Arc::new(Self {
+            connected: AtomicBool::new(local),
+            refused: AtomicU64::new(0),
+            confirmed: Mutex::new(Instant::now()),
+            local,
+        })
+    }
+
+    /// Whether the control plane answers.
+    #[must_use]
+    pub fn connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// How long ago the control plane confirmed what is in force; since the start if it never did.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        if self.local {
+            return Duration::ZERO;
+        }
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::Relaxed);
+    }
+
+    fn confirm(&self) {
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+impl Remote {
+    /// Starts with the last good snapshot, else with what the file says, and looks for the control plane.
+    #[must_use]
+    pub fn start(
+        config: &Config,
+        plane: &ControlPlane,
+        stop: CancellationToken,
+        tracker: &TaskTracker,
+    ) -> Self {
+        let file =
+            plane.state_dir.as_deref().map(|directory| last_good::Place::new(directory, &plane.cluster));
+        let (first, held_hash) = match file.as_ref().and_then(last_good::Place::load) {
+            Some((snapshot, hash)) => {
+                let revision = snapshot.revision;
+                tracing::info!(
+                    revision,
+                    "starting with the last good snapshot, until the control plane answers"
+                );
+                (snapshot, hash)
+            }
+            None => (seed(&config.spec), Vec::new()),
+        };
+        let (publish, snapshots) = watch::channel(Arc::new(first));
+        let (evidence, seen) = mpsc::channel(QUEUE);
+        let (keep, kept) = watch::channel(None);
+        let (link, status) = (Link::new(false), Arc::new(OnceLock::new()));
+        let client = stream::Client {
+            name: plane.name.clone().unwrap_or_else(|| default_name(config.listen.port())),
+            plane: plane.clone(),
+            boot_id: boot_id(),
+            publish,
+            held_hash,
+            keep,
+            evidence: seen,
+            link: Arc::clone(&link),
+            status: Arc::clone(&status),
+        };
+        tracker.spawn(client.run(stop.clone()));
+        if let Some(place) = file {
+            tracker.spawn(place.run(kept, stop));
+        }
+        Self { snapshots, evidence, link, status }
+    }
+
+    /// Snapshots as they come; the first is there already.
+    #[must_use]
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.clone()
+    }
+
+    /// Where sessions report what they saw of a node; never waits.
+    #[must_use]
+    pub fn evidence(&self) -> TellEvidence {
+        let queue = self.evidence.clone();
+        Box::new(move |node, evidence| drop(queue.try_send((node.clone(), evidence))))
+    }
+
+    /// The state of the link.
+    #[must_use]
+    pub fn link(&self) -> Arc<Link> {
+        Arc::clone(&self.link)
+    }
+
+    /// Sends this status from now on.
+    pub fn report(&self, status: StatusOf) {
+        // The first one stays: there is one data plane.
+        let _ = self.status.set(status);
+    }
+}
+
+/// A snapshot of what the file says, older than any from a control plane.
+fn seed(spec: &Spec) -> Snapshot {
+    let state = |node: &Arc<helios_proto::model::Node>| NodeState {
+        node: Arc::clone(node),
+        ops: NodeOps::default(),
+        role: node.role,
+        health: Health::Unknown,
+        recovered_at: None,
+        latency: None,
+        lag_bytes: None,
+        lag: None,
+        probed_at: None,
+        last_error: None,
+    };
+    Snapshot {
+        revision: 0,
+        config_revision: 0,
+        epoch: 0,
+        timeline: 0,
+        system: None,
+        settings: Arc::clone(&spec.settings),
+        nodes: spec.nodes.iter().map(state).collect(),
+        primary: spec.nodes.iter().position(|node| node.role == Role::Primary),
+    }
+}
+
+/// How the data plane is doing.
+#[must_use]
+pub fn status(shared: &Shared, workers: &[WorkerThread], draining: bool) -> v1::Status {
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let view = shared.pools.view();
+    let pools: Vec<v1::PoolStatus> = view
+        .pools
+        .iter()
+        .map(|pool| {
+            let counts = pool.counts();
+            v1::PoolStatus {
+                node: pool.node.name.to_string(),
+                total: counts.total,
+                active: counts.active,
+                idle: counts.idle,
+                waiting: number(counts.waiting),
+                max: pool.most(),
+            }
+        })
+        .collect();
+    let sum = |of: fn(&v1::PoolStatus) -> u32| pools.iter().map(of).fold(0, u32::saturating_add);
+    let counted = |of: fn(&crate::metrics::Counters) -> &AtomicU64| {
+        workers.iter().map(|w| of(&w.counters).load(Ordering::Relaxed)).fold(0, u64::wrapping_add)
+    };
+    v1::Status {
+        clients: number(shared.registry.len()),
+        active: sum(|pool| pool.active),
+        idle: sum(|pool| pool.idle),
+        waiting: sum(|pool| pool.waiting),
+        reads: counted(|counters| &counters.reads),
+        writes: counted(|counters| &counters.writes),
+        draining,
+        pools,
+    }
+}
+
+/// Host name and port: the same over restarts.
+#[must_use]
+pub fn default_name(port: u16) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    let host = if host.is_empty() { "heliosdb-proxy" } else { host };
+    format!("{host}-{port}")
+}
+
+/// Another text at each start.
+#[must_use]
+pub fn boot_id() -> String {
+    let mut bytes = [0; 8];
+    // Without randomness the text is the same at each start, which only makes a take-over look like a reconnect.
+    let _ = getrandom::fill(&mut bytes);
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

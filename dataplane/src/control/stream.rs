@@ -1,0 +1,288 @@
+//! The stream to the control plane: connect to any endpoint, say what is held, take what comes, answer each message.
+//! Owner of one task. A lost stream changes nothing but the link's state; it is sought again, with growing pauses.
+
+use super::last_good::Kept;
+use super::{Link, StatusOf};
+use helios_proto::config::ControlPlane;
+use helios_proto::model::{Evidence, NodeName, Snapshot};
+use helios_proto::wire::v1::discovery_client::DiscoveryClient;
+use helios_proto::wire::v1::{self, cp_msg, dp_msg};
+use helios_proto::wire::{self, Accepted, Refused};
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Endpoint;
+use tonic::{Request, Status, Streaming};
+
+/// Longest wait for a connection, and for the answer to the call.
+const CONNECT: Duration = Duration::from_secs(2);
+/// Pauses between attempts grow from the first to the second.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// How often the peer of a silent connection is asked whether it lives, and how long it may think.
+const PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3));
+/// Pause between two reports.
+const BEAT: Duration = Duration::from_secs(1);
+/// The control plane beats every second; one that is silent for this long is sought elsewhere.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Heartbeats in a row with another hash or revision that are borne.
+const STRANGE_BEATS: u32 = 3;
+/// Messages that may wait to be sent.
+const OUTGOING: usize = 64;
+/// Largest message: a large configuration with many users.
+const LARGEST: usize = 64 << 20;
+
+/// The client.
+pub struct Client {
+    /// Name of this data plane.
+    pub name: String,
+    /// Where, and with what token.
+    pub plane: ControlPlane,
+    /// Of this process.
+    pub boot_id: String,
+    /// Where snapshots go.
+    pub publish: watch::Sender<Arc<Snapshot>>,
+    /// Hash of the resources in force, as they were sent; empty: not from a control plane.
+    pub held_hash: Vec<u8>,
+    /// Where snapshots worth keeping go.
+    pub keep: watch::Sender<Kept>,
+    /// What sessions saw.
+    pub evidence: mpsc::Receiver<(NodeName, Evidence)>,
+    /// For metrics.
+    pub link: Arc<Link>,
+    /// What to report.
+    pub status: Arc<OnceLock<StatusOf>>,
+}
+
+type Outgoing = mpsc::Sender<v1::DpMsg>;
+
+impl Client {
+    /// Runs until stopped.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut pause = PAUSES.0;
+        let mut next = usize::try_from(random(u64::MAX)).unwrap_or(0);
+        let mut said = String::new();
+        loop {
+            let endpoints = &self.plane.endpoints;
+            let endpoint = endpoints.get(next % endpoints.len().max(1)).cloned().unwrap_or_default();
+            next = next.wrapping_add(1);
+            let ended = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                ended = self.attempt(&endpoint) => ended,
+            };
+            let was = self.link.connected();
+            self.link.set_connected(false);
+            let why = match &ended {
+                Ok(()) => "the stream ended".to_owned(),
+                Err(status) => status.message().to_owned(),
+            };
+            if was {
+                pause = PAUSES.0;
+                tracing::warn!(%endpoint, reason = %why, "control plane lost; serving on");
+            } else if said != why {
+                tracing::warn!(%endpoint, reason = %why, "control plane does not answer; serving on");
+            }
+            said = why;
+            let jittered =
+                Duration::from_millis(random(u64::try_from(pause.as_millis()).unwrap_or(0).max(1)));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(jittered) => {}
+                () = discard(&mut self.evidence) => {}
+            }
+            pause = pause.mul_f64(1.6).min(PAUSES.1);
+        }
+    }
+
+    /// One stream, from connecting to its end.
+    async fn attempt(&mut self, endpoint: &str) -> Result<(), Status> {
+        let token = self.plane.token.as_ref().map(|token| bearer(token.expose())).transpose()?;
+        let channel = Endpoint::from_shared(format!("http://{endpoint}"))
+            .map_err(|_| Status::invalid_argument("endpoints in [control_plane]: this is no address"))?
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING.0)
+            .keep_alive_timeout(PING.1)
+            .keep_alive_while_idle(true);
+        let channel = channel.connect().await.map_err(|error| Status::unavailable(root_cause(&error)))?;
+        let mut client = DiscoveryClient::new(channel).max_decoding_message_size(LARGEST);
+        let (outgoing, messages) = mpsc::channel(OUTGOING);
+        // Room is there: the channel is new.
+        let _ = outgoing.try_send(message(dp_msg::Msg::Hello(self.hello())));
+        let mut request = Request::new(ReceiverStream::new(messages));
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", token);
+        }
+        let call = timeout(CONNECT * 2, client.stream(request)).await;
+        let incoming = call.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
+        tracing::info!(%endpoint, "control plane connected");
+        self.link.set_connected(true);
+        self.converse(incoming, &outgoing).await
+    }
+
+    fn hello(&self) -> v1::Hello {
+        let held = Arc::clone(&self.publish.borrow());
+        v1::Hello {
+            cluster: self.plane.cluster.clone(),
+            dp_id: self.name.clone(),
+            boot_id: self.boot_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: held.revision,
+            sha256: self.held_hash.clone(),
+            epoch: held.epoch,
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        mut incoming: Streaming<v1::CpMsg>,
+        outgoing: &Outgoing,
+    ) -> Result<(), Status> {
+        let mut beat = interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        let mut strange = 0;
+        loop {
+            tokio::select! {
+                biased;
+                message = incoming.message() => {
+                    let Some(v1::CpMsg { nonce, msg }) = message? else { return Ok(()) };
+                    heard = Instant::now();
+                    match msg {
+                        Some(cp_msg::Msg::Full(full)) => self.full(nonce, full, outgoing)?,
+                        Some(cp_msg::Msg::Topology(topology)) => self.topology(nonce, &topology, outgoing)?,
+                        Some(cp_msg::Msg::Heartbeat(beat)) => {
+                            strange = if self.agrees(&beat) { 0 } else { strange + 1 };
+                            if strange >= STRANGE_BEATS {
+                                return Err(Status::data_loss("it holds something else than it sent"));
+                            }
+                        }
+                        // Of a newer version.
+                        None => {}
+                    }
+                }
+                Some((node, seen)) = self.evidence.recv() => {
+                    let kind = wire::evidence_kind(seen).into();
+                    let evidence = v1::Evidence { node: node.to_string(), kind };
+                    // A hint: dropped when the stream cannot keep up.
+                    let _ = outgoing.try_send(message(dp_msg::Msg::Evidence(evidence)));
+                }
+                _ = beat.tick() => {
+                    if heard.elapsed() >= SILENCE {
+                        return Err(Status::deadline_exceeded("it is silent"));
+                    }
+                    if let Some(status) = self.status.get() {
+                        let _ = outgoing.try_send(message(dp_msg::Msg::Status(status())));
+                    }
+                }
+            }
+        }
+    }
+
+    fn full(&mut self, nonce: u64, full: v1::Full, outgoing: &Outgoing) -> Result<(), Status> {
+        let held = Arc::clone(&self.publish.borrow());
+        let revision = full.topology.as_ref().map_or(0, |topology| topology.revision);
+        if !self.held_hash.is_empty() && revision == held.revision && full.sha256 == self.held_hash {
+            // What is in force already: the answer to Hello when nothing has changed.
+            self.link.confirm();
+            return ack(outgoing, nonce, revision, Vec::new());
+        }
+        let hash = full.sha256.clone();
+        match wire::accept(full, Some(&held), Instant::now()) {
+            Ok(Accepted { snapshot, rejected }) => {
+                for Refused { name, reason } in &rejected {
+                    tracing::error!(resource = %name, %reason, "a resource from the control plane is refused");
+                }
+                self.held_hash = hash;
+                self.put_in_force(snapshot, &held);
+                ack(outgoing, nonce, revision, rejected)
+            }
+            Err(refused) => self.refuse(nonce, &held, refused, outgoing),
+        }
+    }
+
+    fn topology(&mut self, nonce: u64, sent: &v1::Topology, outgoing: &Outgoing) -> Result<(), Status> {
+        let held = Arc::clone(&self.publish.borrow());
+        match wire::accept_topology(sent, &held, Instant::now()) {
+            Ok(snapshot) => {
+                self.put_in_force(snapshot, &held);
+                ack(outgoing, nonce, sent.revision, Vec::new())
+            }
+            Err(refused) => self.refuse(nonce, &held, refused, outgoing),
+        }
+    }
+
+    fn put_in_force(&self, snapshot: Snapshot, before: &Snapshot) {
+        let snapshot = Arc::new(snapshot);
+        let worth = (snapshot.epoch, snapshot.primary, snapshot.config_revision)
+            != (before.epoch, before.primary, before.config_revision);
+        let hash_changed = self.keep.borrow().as_ref().map(|(_, hash)| hash) != Some(&self.held_hash);
+        if worth || hash_changed {
+            self.keep.send_replace(Some((Arc::clone(&snapshot), self.held_hash.clone())));
+        }
+        self.publish.send_replace(snapshot);
+        self.link.confirm();
+    }
+
+    fn refuse(&self, nonce: u64, held: &Snapshot, refused: Refused, out: &Outgoing) -> Result<(), Status> {
+        self.link.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(reason = %refused.reason, "a snapshot from the control plane is refused; the one in force stays");
+        ack(out, nonce, held.revision, vec![refused])
+    }
+
+    fn agrees(&self, beat: &v1::Heartbeat) -> bool {
+        let agrees = beat.sha256 == self.held_hash && beat.revision == self.publish.borrow().revision;
+        if agrees {
+            self.link.confirm();
+        }
+        agrees
+    }
+}
+
+fn message(msg: dp_msg::Msg) -> v1::DpMsg {
+    v1::DpMsg { msg: Some(msg) }
+}
+
+/// Acknowledges. If even that does not fit, the stream is stuck and must be made anew.
+fn ack(outgoing: &Outgoing, nonce: u64, revision: u64, rejected: Vec<Refused>) -> Result<(), Status> {
+    let rejected =
+        rejected.into_iter().map(|Refused { name, reason }| v1::Rejected { name, reason }).collect();
+    let ack = v1::Ack { nonce, revision, rejected };
+    let stuck = |_| Status::unavailable("it takes no messages");
+    outgoing.try_send(message(dp_msg::Msg::Ack(ack))).map_err(stuck)
+}
+
+fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Status> {
+    let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
+        Status::invalid_argument("token in [control_plane] holds characters that cannot be sent")
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Throws away what sessions saw while there is nobody to tell.
+async fn discard(evidence: &mut mpsc::Receiver<(NodeName, Evidence)>) {
+    while evidence.recv().await.is_some() {}
+    std::future::pending::<()>().await;
+}
+
+/// The innermost cause: "connection refused" rather than "transport error".
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// A number below `limit`; for jitter only.
+fn random(limit: u64) -> u64 {
+    RandomState::new().hash_one(Instant::now()) % limit.max(1)
+}

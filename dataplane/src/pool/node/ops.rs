@@ -1,0 +1,111 @@
+//! What operators order for a node's pool: its size, a pause, a fresh start of its connections. Orders are state, taken
+//! from the snapshot; giving the same one again does nothing.
+
+use super::{Inner, NodePool, Queued, Slot};
+use crate::pool::wait::{Grant, Outcome};
+use helios_proto::model::{NodeOps, Settings};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Orders in force.
+#[derive(Default)]
+pub(super) struct Orders {
+    paused: AtomicBool,
+    /// Longest wait while paused, in milliseconds.
+    hold: AtomicU64,
+    /// Grows with each order to reconnect.
+    generation: AtomicU64,
+}
+
+impl Orders {
+    /// Nobody gets a connection now.
+    pub fn paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Connections opened under another generation close as they come back.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// When a wait ends: later while paused, since that is no sign of too small a pool.
+    pub fn deadline(&self, queued: &Queued) -> Instant {
+        if !self.paused() {
+            return queued.deadline;
+        }
+        let hold = Duration::from_millis(self.hold.load(Ordering::Relaxed));
+        queued.since.checked_add(hold).map_or(queued.deadline, |held| held.max(queued.deadline))
+    }
+}
+
+impl NodePool {
+    /// Puts the orders of a snapshot in force.
+    pub fn obey(self: &Arc<Self>, ops: &NodeOps, settings: &Settings) {
+        let size = ops.pool_size.unwrap_or(settings.pool.max_pool_size);
+        let grown = size > self.max.swap(size, Ordering::Relaxed);
+        let hold = settings.write_timeout.as_millis();
+        self.orders.hold.store(u64::try_from(hold).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let inner = self.lock();
+        let resumed = self.orders.paused.swap(ops.paused, Ordering::Relaxed) && !ops.paused;
+        let renewed = self.orders.generation.swap(ops.reconnect, Ordering::Relaxed) != ops.reconnect;
+        drop(inner);
+        if renewed {
+            self.flush_idle();
+        }
+        if resumed || grown {
+            self.serve_queue(resumed);
+        }
+    }
+
+    /// Most connections now.
+    #[must_use]
+    pub fn most(&self) -> u32 {
+        self.max.load(Ordering::Relaxed)
+    }
+
+    /// Serves whoever waits and can be served now; `anew`: the others wait as if they had just come.
+    fn serve_queue(self: &Arc<Self>, anew: bool) {
+        let now = Instant::now();
+        if anew {
+            for queued in &mut self.lock().queue {
+                let patience = queued.deadline.saturating_duration_since(queued.since);
+                queued.deadline = now.checked_add(patience).unwrap_or(queued.deadline);
+            }
+        }
+        loop {
+            let mut inner = self.lock();
+            let Some(queued) = inner.queue.pop_front() else { return };
+            let Some((grant, evicted)) = self.grant(&mut inner, &queued) else {
+                inner.queue.push_front(queued);
+                return;
+            };
+            self.note(&inner);
+            drop(inner);
+            if let Some(conn) = evicted {
+                conn.close();
+            }
+            queued.waiter.finish(Outcome::Granted(grant));
+        }
+    }
+
+    fn grant(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        queued: &Queued,
+    ) -> Option<(Grant, Option<Box<crate::server::ServerConn>>)> {
+        let Queued { identity, waiter, caps, .. } = queued;
+        let idle = inner.take_idle(identity.id, waiter.worker);
+        // One that died in the meantime leaves its place to a new one.
+        let mut evicted = match idle {
+            Some(conn) if conn.is_alive() => return Some((Grant::Conn(conn), None)),
+            dead => dead,
+        };
+        let max = self.most();
+        if evicted.is_none() && !inner.has_room(max, identity, *caps) {
+            evicted = Some(inner.evict_for(max, identity, *caps)?);
+        }
+        inner.take_place(identity);
+        Some((Grant::Dial(Slot::new(self, identity)), evicted))
+    }
+}

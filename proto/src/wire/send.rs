@@ -1,0 +1,192 @@
+//! From the model to the wire. Total: whatever the model can hold can be sent. Pure; the time is passed in.
+
+use std::time::{Duration, Instant};
+
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+
+use super::v1::{self, resource::Body, settings, user};
+use super::words;
+use crate::model::{
+    AuthSettings, BalancerSettings, Database, Limits, NodeOps, NodeState, Overrides, PoolSettings,
+    ReadYourWrites, Settings, Snapshot, User, UserProof,
+};
+
+/// The whole snapshot. Holds the secrets of `[[users]]`.
+#[must_use]
+pub fn full(snapshot: &Snapshot, now: Instant) -> v1::Full {
+    let resources = resources(snapshot);
+    v1::Full {
+        config_revision: snapshot.config_revision,
+        sha256: hash(&resources),
+        resources,
+        topology: Some(topology(snapshot, now)),
+    }
+}
+
+/// What is known about the nodes.
+#[must_use]
+pub fn topology(snapshot: &Snapshot, now: Instant) -> v1::Topology {
+    v1::Topology {
+        revision: snapshot.revision,
+        primary: snapshot.primary().map(|node| node.node.name.to_string()).unwrap_or_default(),
+        epoch: snapshot.epoch,
+        timeline: snapshot.timeline,
+        system: snapshot.system,
+        nodes: snapshot.nodes.iter().map(|state| node_state(state, now)).collect(),
+    }
+}
+
+/// The hash of resources: equal for equal configurations, whatever the topology.
+#[must_use]
+pub fn hash(resources: &[v1::Resource]) -> Vec<u8> {
+    let mut sha = Sha256::new();
+    for resource in resources {
+        let bytes = resource.encode_to_vec();
+        sha.update(u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
+        sha.update(&bytes);
+    }
+    sha.finalize().to_vec()
+}
+
+/// What operators have set on a node.
+#[must_use]
+pub const fn ops(ops: NodeOps) -> v1::NodeOps {
+    let NodeOps { drained, weight, paused, pool_size, reconnect } = ops;
+    v1::NodeOps { drained, weight, paused, pool_size, reconnect }
+}
+
+fn resources(snapshot: &Snapshot) -> Vec<v1::Resource> {
+    let Settings { users, databases, .. } = snapshot.settings.as_ref();
+    let resource = |name: String, body| v1::Resource { name, body: Some(body) };
+    let first = resource("settings".to_owned(), Body::Settings(general(&snapshot.settings)));
+    let users = users.iter().map(|user| resource(format!("user/{}", user.name), Body::User(one_user(user))));
+    let databases = databases.iter().map(|database| {
+        resource(format!("database/{}", database.name), Body::Database(one_database(database)))
+    });
+    let nodes = snapshot
+        .nodes
+        .iter()
+        .map(|state| resource(format!("node/{}", state.node.name), Body::Node(node(state))));
+    std::iter::once(first).chain(users).chain(databases).chain(nodes).collect()
+}
+
+fn node(state: &NodeState) -> v1::Node {
+    let node = &state.node;
+    v1::Node {
+        name: node.name.to_string(),
+        host: node.host.clone(),
+        port: node.port.into(),
+        role: words::role(node.role).into(),
+        weight: node.weight,
+        ops: Some(ops(state.ops)),
+    }
+}
+
+fn node_state(state: &NodeState, now: Instant) -> v1::NodeState {
+    let NodeState { node, role, health, recovered_at, latency, lag_bytes, lag, probed_at, .. } = state;
+    let ago = |at: &Option<Instant>| at.map(|at| micros(now.saturating_duration_since(at)));
+    v1::NodeState {
+        node: node.name.to_string(),
+        role: words::role(*role).into(),
+        health: words::health(*health).into(),
+        recovered_us_ago: ago(recovered_at),
+        latency_us: latency.map(micros),
+        lag_bytes: *lag_bytes,
+        lag_us: lag.map(micros),
+        probed_us_ago: ago(probed_at),
+        last_error: state.last_error.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+fn general(settings: &Settings) -> v1::Settings {
+    let Settings { pool, balancer, limits, auth, users: _, databases: _, write_timeout } = settings;
+    v1::Settings {
+        pool: Some(pool_settings(pool)),
+        balancer: Some(balancer_settings(balancer)),
+        limits: Some(limit_settings(limits)),
+        auth: Some(auth_settings(auth)),
+        write_timeout_us: micros(*write_timeout),
+    }
+}
+
+fn pool_settings(settings: &PoolSettings) -> settings::Pool {
+    let PoolSettings { mode, max_pool_size, min_idle, idle_timeout, max_lifetime, acquire_timeout, .. } =
+        settings;
+    settings::Pool {
+        mode: words::pool_mode(*mode).into(),
+        max_pool_size: *max_pool_size,
+        min_idle: *min_idle,
+        idle_timeout_us: idle_timeout.map(micros),
+        max_lifetime_us: max_lifetime.map(micros),
+        acquire_timeout_us: micros(*acquire_timeout),
+        reset_query: settings.reset_query.clone(),
+    }
+}
+
+fn balancer_settings(settings: &BalancerSettings) -> settings::Balancer {
+    let BalancerSettings {
+        read_write_split,
+        read_strategy,
+        read_your_writes,
+        slow_start,
+        max_lag_bytes,
+        max_lag,
+    } = settings;
+    settings::Balancer {
+        read_write_split: *read_write_split,
+        read_strategy: words::strategy(*read_strategy).into(),
+        read_your_writes_us: match read_your_writes {
+            ReadYourWrites::Off => None,
+            ReadYourWrites::Time(window) => Some(micros(*window)),
+        },
+        slow_start_us: micros(*slow_start),
+        max_lag_bytes: *max_lag_bytes,
+        max_lag_us: max_lag.map(micros),
+    }
+}
+
+fn limit_settings(limits: &Limits) -> settings::Limits {
+    settings::Limits {
+        max_clients: limits.max_clients,
+        max_clients_per_user: limits.max_clients_per_user,
+        max_clients_per_database: limits.max_clients_per_database,
+        max_clients_per_address: limits.max_clients_per_address,
+        query_timeout_us: limits.query_timeout.map(micros),
+        idle_in_transaction_timeout_us: limits.idle_in_transaction_timeout.map(micros),
+        client_idle_timeout_us: limits.client_idle_timeout.map(micros),
+        login_timeout_us: micros(limits.login_timeout),
+    }
+}
+
+fn auth_settings(settings: &AuthSettings) -> settings::Auth {
+    let AuthSettings { allow_backend_trust, proof_ttl } = settings;
+    settings::Auth { allow_backend_trust: *allow_backend_trust, proof_ttl_us: micros(*proof_ttl) }
+}
+
+fn one_user(user: &User) -> v1::User {
+    let proof = user.proof.as_ref().map(|proof| match proof {
+        UserProof::Password(secret) => user::Proof::Password(secret.expose().to_owned()),
+        UserProof::ScramVerifier(secret) => user::Proof::ScramVerifier(secret.expose().to_owned()),
+    });
+    v1::User { name: user.name.clone(), proof, overrides: Some(overrides(&user.overrides)) }
+}
+
+fn one_database(database: &Database) -> v1::Database {
+    v1::Database { name: database.name.clone(), overrides: Some(overrides(&database.overrides)) }
+}
+
+fn overrides(overrides: &Overrides) -> v1::Overrides {
+    let Overrides { mode, pool_size, query_timeout, idle_in_transaction_timeout } = overrides;
+    let limit = |limit: &Option<Option<Duration>>| limit.map(|limit| limit.map_or(0, micros));
+    v1::Overrides {
+        mode: mode.map_or(v1::PoolMode::Unspecified, words::pool_mode).into(),
+        pool_size: *pool_size,
+        query_timeout_us: limit(query_timeout),
+        idle_in_transaction_timeout_us: limit(idle_in_transaction_timeout),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
