@@ -88,7 +88,7 @@ pub async fn start(config: Config) -> io::Result<App> {
     }
     let draining = Arc::new(AtomicBool::new(false));
     let management = control.serve(&config, &shared, &workers, (&draining, &running, &tasks)).await?;
-    tasks.spawn(follow(Arc::clone(&shared.pools), snapshots, control.applied(), running.clone()));
+    tasks.spawn(follow(Arc::clone(&shared), snapshots, control.applied(), running.clone()));
     let identities: Arc<Identities> = Arc::clone(&shared.identities);
     tasks.spawn(sweep::run(Arc::clone(&shared.pools), identities, running.clone(), shared.cleanups.clone()));
     tasks.spawn(listener::accept(listener, Arc::clone(&shared), accepting.clone()));
@@ -131,12 +131,12 @@ fn spawn_workers(
 
 /// Puts each snapshot in force.
 async fn follow(
-    pools: Arc<Pools>,
+    shared: Arc<Shared>,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     applied: Applied,
     stop: CancellationToken,
 ) {
-    applied(&pools.view().snapshot);
+    applied(&shared.pools.view().snapshot);
     loop {
         tokio::select! {
             biased;
@@ -144,8 +144,10 @@ async fn follow(
             changed = snapshots.changed() => if changed.is_err() { return },
         }
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        pools.apply(snapshot);
-        applied(&pools.view().snapshot);
+        if shared.pools.apply(snapshot) {
+            shared.registry.wake_all();
+        }
+        applied(&shared.pools.view().snapshot);
     }
 }
 

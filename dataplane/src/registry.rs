@@ -89,6 +89,11 @@ impl Registry {
     /// Tells every session to end at its next rest.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Every session is to look around: something has changed for its server connection.
+    pub fn wake_all(&self) {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.values().for_each(|session| session.wake());
     }

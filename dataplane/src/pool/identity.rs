@@ -122,22 +122,53 @@ impl Identity {
         self.welcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Remembers what a backend said at login. A primary's word replaces what is known; a standby's only fills a gap.
-    pub fn greet(&self, welcome: &Welcome) {
-        let standby = welcome.parameters.iter().any(|(n, v)| n == b"in_hot_standby" && v == b"on");
+    /// Takes in what a backend said at login: the greeting of that connection. It greets the next client too; but a
+    /// standby's word only fills a gap.
+    pub fn greet(&self, welcome: &Welcome) -> Arc<Greeting> {
         let mut slot = self.welcome.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.as_ref().is_some_and(|known| standby || known.baseline == welcome.parameters) {
-            return;
+        if let Some(known) = slot.as_ref().filter(|known| known.says(&welcome.parameters)) {
+            return Arc::clone(known);
         }
+        let greeting = Arc::new(Greeting::new(&welcome.parameters));
+        let standby = welcome.parameters.iter().any(|(n, v)| n == HOT_STANDBY && v == b"on");
+        if slot.is_none() || !standby {
+            *slot = Some(Arc::clone(&greeting));
+        }
+        greeting
+    }
+}
+
+/// Reported by standbys and primaries differently, and no setting of the session.
+const HOT_STANDBY: &[u8] = b"in_hot_standby";
+
+impl Greeting {
+    fn new(parameters: &Params) -> Self {
         let mut messages = Vec::new();
-        for (name, value) in &welcome.parameters {
+        for (name, value) in parameters {
             backend::parameter_status(&mut messages, name, value);
         }
-        let value =
-            |name: &[u8]| welcome.parameters.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_slice());
+        let value = |name: &[u8]| parameters.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_slice());
         let standard_strings = value(b"standard_conforming_strings") != Some(b"off");
         let readable = !value(b"client_encoding").is_some_and(|encoding| UNREADABLE.contains(&encoding));
-        let baseline = welcome.parameters.clone();
-        *slot = Some(Arc::new(Greeting { messages, baseline, standard_strings, readable }));
+        Self { messages, baseline: parameters.clone(), standard_strings, readable }
+    }
+
+    fn says(&self, parameters: &Params) -> bool {
+        self.baseline.len() == parameters.len() && self.unlike(parameters).next().is_none()
+    }
+
+    /// Settings among these that are not as in this greeting.
+    fn unlike<'a>(&'a self, parameters: &'a Params) -> impl Iterator<Item = &'a (Vec<u8>, Vec<u8>)> {
+        parameters.iter().filter(|pair| pair.0 != HOT_STANDBY && !self.baseline.contains(pair))
+    }
+
+    /// ParameterStatus messages for a client that knows this greeting and now uses a connection with another one.
+    #[must_use]
+    pub fn changes_to(&self, other: &Self) -> Vec<u8> {
+        let mut messages = Vec::new();
+        for (name, value) in self.unlike(&other.baseline) {
+            backend::parameter_status(&mut messages, name, value);
+        }
+        messages
     }
 }

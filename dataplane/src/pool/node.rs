@@ -35,6 +35,10 @@ pub struct NodePool {
     orders: ops::Orders,
     /// Milliseconds since `born` until which the node is avoided.
     suspect_until: AtomicU64,
+    /// Grows when the node stops being the primary: connections from before are lost.
+    fence: AtomicU64,
+    /// Health checks say that the node is down.
+    down: AtomicBool,
     born: Instant,
     inner: Mutex<Inner>,
 }
@@ -96,6 +100,7 @@ pub struct Slot {
     identity: Arc<Identity>,
     /// Of the pool's orders to reconnect, when the place was taken.
     generation: u64,
+    fence: u64,
 }
 
 /// Counts for metrics.
@@ -122,6 +127,8 @@ impl NodePool {
             retired: AtomicBool::new(false),
             orders: ops::Orders::default(),
             suspect_until: AtomicU64::new(0),
+            fence: AtomicU64::new(0),
+            down: AtomicBool::new(false),
             born: Instant::now(),
             inner: Mutex::default(),
         })
@@ -214,7 +221,7 @@ impl NodePool {
         let expired = conn.expires.is_some_and(|at| at <= now);
         let mut inner = self.lock();
         let over = inner.total > self.max.load(Ordering::Relaxed);
-        let old = conn.slot.generation != self.orders.generation();
+        let old = conn.slot.generation != self.orders.generation() || conn.slot.is_fenced();
         if expired || over || old || self.retired.load(Ordering::Relaxed) {
             drop(inner);
             return conn.close();
@@ -260,6 +267,23 @@ impl NodePool {
         drop(inner);
         idle.into_values().flatten().for_each(ServerConn::close);
         queue.into_iter().for_each(|queued| queued.waiter.finish(Outcome::Retired));
+    }
+
+    /// Another node is the primary now: every connection to this one is lost, whatever it says.
+    pub fn depose(&self) {
+        self.fence.fetch_add(1, Ordering::AcqRel);
+        self.flush_idle();
+    }
+
+    /// Takes over what health checks say: whether the node has just gone down.
+    pub fn set_down(&self, down: bool) -> bool {
+        !self.down.swap(down, Ordering::AcqRel) && down
+    }
+
+    /// Whether health checks say that the node is down.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Acquire)
     }
 
     /// Closes every idle connection: they were opened to a server that has since failed.
@@ -485,10 +509,16 @@ impl Inner {
 }
 
 impl Slot {
+    /// Whether its connection was opened before the node stopped being the primary.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.fence != self.pool.fence.load(Ordering::Acquire)
+    }
+
     /// A place that the pool has counted already.
     fn new(pool: &Arc<NodePool>, identity: &Arc<Identity>) -> Self {
-        let generation = pool.orders.generation();
-        Self { pool: Arc::clone(pool), identity: Arc::clone(identity), generation }
+        let (generation, fence) = (pool.orders.generation(), pool.fence.load(Ordering::Acquire));
+        Self { pool: Arc::clone(pool), identity: Arc::clone(identity), generation, fence }
     }
 
     /// The pool to which the place belongs.

@@ -102,7 +102,7 @@ pub fn established(
     lifetime: Option<Duration>,
 ) -> Box<ServerConn> {
     let identity = Arc::clone(slot.identity());
-    identity.greet(welcome);
+    let greeting = identity.greet(welcome);
     slot.pool().trust();
     let addr = io.peer_addr().unwrap_or_else(|_| ([0, 0, 0, 0], 0).into());
     let now = Instant::now();
@@ -115,6 +115,7 @@ pub fn established(
         idle_since: now,
         needs_reset: false,
         prepared: Prepared::default(),
+        greeting,
         slot,
     })
 }

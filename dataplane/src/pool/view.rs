@@ -4,7 +4,7 @@
 use super::Identity;
 use super::node::{Caps, NodePool};
 use arc_swap::ArcSwap;
-use helios_proto::model::{Health, NodeState, Overrides, PoolMode, Role, Settings, Snapshot};
+use helios_proto::model::{Health, NodeName, NodeState, Overrides, PoolMode, Role, Settings, Snapshot};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,7 +34,8 @@ pub struct SessionSettings {
 /// The view in force. Readers never lock.
 pub struct Pools {
     current: Arc<ArcSwap<View>>,
-    change: Mutex<()>,
+    /// Held while a snapshot is put in force: the last primary there was.
+    change: Mutex<Option<NodeName>>,
 }
 
 impl View {
@@ -86,7 +87,8 @@ impl Pools {
     #[must_use]
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
         let view = bind(snapshot, &[]);
-        Self { current: Arc::new(ArcSwap::from_pointee(view)), change: Mutex::new(()) }
+        let primary = view.snapshot.primary.and_then(|at| Some(view.pools.get(at)?.node.name.clone()));
+        Self { current: Arc::new(ArcSwap::from_pointee(view)), change: Mutex::new(primary) }
     }
 
     /// Where readers that look often keep their own cached copy of the view.
@@ -101,12 +103,13 @@ impl Pools {
         self.current.load_full()
     }
 
-    /// Puts a newer snapshot in force; an older one is ignored.
-    pub fn apply(&self, snapshot: Arc<Snapshot>) {
-        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Puts a newer snapshot in force; an older one is ignored. Whether sessions have to look at their server connections:
+    /// a node went down, or another one is the primary now.
+    pub fn apply(&self, snapshot: Arc<Snapshot>) -> bool {
+        let mut last_primary = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.view();
         if snapshot.revision <= old.snapshot.revision {
-            return;
+            return false;
         }
         let view = Arc::new(bind(snapshot, &old.pools));
         self.current.store(Arc::clone(&view));
@@ -115,21 +118,32 @@ impl Pools {
                 pool.retire();
             }
         }
-        flush_failed(&old, &view);
+        let mut look = flush_failed(&old, &view);
+        if let Some(primary) = view.snapshot.primary.and_then(|at| view.pools.get(at)) {
+            let before = last_primary.replace(primary.node.name.clone());
+            let deposed = view.pools.iter().find(|pool| Some(&pool.node.name) == before.as_ref());
+            if let Some(deposed) = deposed.filter(|pool| !Arc::ptr_eq(pool, primary)) {
+                deposed.depose();
+                look = true;
+            }
+        }
+        look
     }
 }
 
-/// A node that went down, or stopped being the primary, keeps no idle connections from before.
-fn flush_failed(old: &View, new: &View) {
+/// A node that went down, or stopped being the primary, keeps no idle connections from before. Whether one went down.
+fn flush_failed(old: &View, new: &View) -> bool {
+    let mut any = false;
     for (state, pool) in new.snapshot.nodes.iter().zip(&new.pools) {
+        let failed = pool.set_down(state.health == Health::Down);
+        any |= failed;
         let before = old.snapshot.nodes.iter().find(|before| before.node == state.node);
-        let Some(before) = before else { continue };
-        let failed = state.health == Health::Down && before.health != Health::Down;
-        let demoted = before.role == Role::Primary && state.role != Role::Primary;
+        let demoted = before.is_some_and(|b| b.role == Role::Primary && state.role != Role::Primary);
         if failed || demoted {
             pool.flush_idle();
         }
     }
+    any
 }
 
 fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>]) -> View {

@@ -1,6 +1,7 @@
 //! A logged-in server connection and who owns its slot. Closing is dropping: the slot goes back to the node's
 //! pool whatever happened. Never knows which session uses it.
 
+use crate::pool::identity::Greeting;
 use crate::pool::{Identity, Slot};
 use crate::statements::Prepared;
 use helios_pgwire::frontend;
@@ -44,6 +45,8 @@ pub struct ServerConn {
     pub needs_reset: bool,
     /// Statements that it has prepared; with the session while one uses it.
     pub prepared: Prepared,
+    /// What the backend said at login.
+    pub greeting: Arc<Greeting>,
     /// Its place in the node's pool. Last, so that the socket is closed before the place is given away.
     pub slot: Slot,
 }
@@ -71,10 +74,21 @@ impl ServerConn {
         if self.worker == worker {
             return Ok(self);
         }
-        let Self { io, ident, identity, expires, idle_since, needs_reset, prepared, slot, .. } = *self;
+        let Self { io, ident, identity, expires, idle_since, needs_reset, prepared, greeting, slot, .. } =
+            *self;
         let io = TcpStream::from_std(io.into_std()?)?;
-        self =
-            Box::new(Self { io, ident, identity, worker, expires, idle_since, needs_reset, prepared, slot });
+        self = Box::new(Self {
+            io,
+            ident,
+            identity,
+            worker,
+            expires,
+            idle_since,
+            needs_reset,
+            prepared,
+            greeting,
+            slot,
+        });
         Ok(self)
     }
 

@@ -80,11 +80,11 @@ impl Ledger {
         self.unsynced || self.skipping
     }
 
-    /// Whether exactly one ReadyForQuery is owed and nothing is un-Synced.
+    /// How many ReadyForQuery are owed.
     #[must_use]
-    pub fn owes_one_ready(&self) -> bool {
+    pub fn readies(&self) -> usize {
         let ready = |owed: &&Owed| matches!(owed, Owed::Query | Owed::FunctionCall | Owed::Sync);
-        self.owed.iter().filter(ready).count() == 1 && !self.unsynced() && !self.copy_in && !self.broken
+        self.owed.iter().filter(ready).count()
     }
 
     /// Whether COPY data is expected from the client.

@@ -4,6 +4,7 @@
 use super::acquire::timed_out;
 use super::drive::{Session, Step};
 use crate::metrics::count;
+use crate::pool::identity::Greeting;
 use crate::pool::node::Request;
 use crate::pool::{Checkout, Grant, NodePool, Outcome, Slot, View, Waiter};
 use crate::route::{Choice, Query, Reason, SessionFacts, choose};
@@ -175,6 +176,7 @@ impl Session {
         let standby = view.snapshot.primary != Some(node);
         self.handle.set_server(&conn.ident);
         let prepared = std::mem::take(&mut conn.prepared);
+        self.greet_again(&conn.greeting);
         self.server = Some(conn);
         self.to_server.clear();
         self.fresh = true;
@@ -184,6 +186,21 @@ impl Session {
             count(&self.worker.counters.pinned);
         }
         self.look = true;
+    }
+
+    /// The server connection may have been opened under other settings of the role or the database than the last one:
+    /// the client is told, and a text that was read by other rules is not trusted.
+    fn greet_again(&mut self, greeting: &Arc<Greeting>) {
+        if Arc::ptr_eq(greeting, &self.greeting) {
+            return;
+        }
+        let changes = self.greeting.changes_to(greeting);
+        self.to_client.push(&changes);
+        let rules = |greeting: &Greeting| (greeting.standard_strings, greeting.readable);
+        if rules(greeting) != rules(&self.greeting) {
+            self.core.distrust();
+        }
+        self.greeting = Arc::clone(greeting);
     }
 
     /// Where the core's run goes; one log line and one count per decision.

@@ -3,7 +3,10 @@
 //! looks only at headers, at statement texts, and at the few replies that decide when a server connection is free.
 
 mod client;
+mod doomed;
 mod server;
+
+use doomed::Doom;
 
 use super::names::Names;
 use super::run::Run;
@@ -14,7 +17,7 @@ use helios_pgwire::backend::{self, TxStatus};
 use helios_pgwire::frame::FrameError;
 use helios_proto::model::PoolMode;
 
-use crate::route::{Pins, TxWord, Verdict};
+use crate::route::{Class, Pins, TxWord, Verdict};
 
 /// A statement text up to this long is held until it is whole and can be judged, in bytes. A longer one counts as
 /// a write that may leave any state behind.
@@ -119,6 +122,10 @@ pub struct Core {
     wrote: bool,
     /// What the server last said of being a standby, if it said anything.
     hot_standby: Option<bool>,
+    /// The server connection of an open transaction was lost, and the client has not ended the transaction yet.
+    doom: Option<Doom>,
+    /// Something that ends a transaction is on its way.
+    leaving: bool,
     /// The unnamed statement on the server connection held is this session's, or there is none.
     owns_unnamed: bool,
     /// A standby has refused what this session does: its isolation, or a write that could not be replayed.
@@ -165,6 +172,8 @@ impl Core {
             discarding: false,
             wrote: false,
             hot_standby: None,
+            doom: None,
+            leaving: false,
             owns_unnamed: false,
             primary_only: false,
             counts: Counts::default(),
@@ -281,8 +290,10 @@ impl Core {
         self.prepared = prepared;
         self.server_skip = 0;
         self.held = 0;
-        self.bound = Some(Bound { standby, replayable: standby && self.run.is_closed() });
         let (tag, verdict) = (self.run.first(), self.run.verdict().clone());
+        // On a primary, what has no effect: a read, or a BEGIN.
+        let harmless = verdict.class == Class::Read && !verdict.may_write || is_begin(&verdict);
+        self.bound = Some(Bound { standby, replayable: self.run.is_closed() && (standby || harmless) });
         if self.run.acts() {
             self.note(tag, &verdict);
         }
@@ -290,6 +301,11 @@ impl Core {
         if self.run.prepares() {
             self.pins = self.pins.union(Pins::PREPARE);
         }
+    }
+
+    /// What the run does is not known after all: it may leave any state behind.
+    pub fn distrust(&mut self) {
+        self.pins = self.pins.union(Pins::SETTING);
     }
 
     /// The server connection was given back clean: what it has prepared.
@@ -333,30 +349,13 @@ impl Core {
         error.encode(out);
         self.ledger.reset();
         if self.run.is_simple() {
-            backend::ready_for_query(out, TxStatus::Idle);
+            backend::ready_for_query(out, self.resting());
             self.discard = self.run.len().saturating_add(std::mem::take(&mut self.client_skip));
         } else {
             self.skip_to_sync = true;
             self.client_skip = 0;
         }
         self.run.clear();
-    }
-
-    /// The server connection broke. If nothing stands half way, appends the error for the one statement in flight and
-    /// the session lives: `true`. Otherwise the session must end.
-    pub fn lost(&mut self, error: &PgError, out: &mut Vec<u8>) -> bool {
-        let whole = self.server_skip == 0 && self.client_skip == 0 && self.pins().is_empty();
-        let simple = self.ledger.status() == TxStatus::Idle && self.ledger.owes_one_ready() && whole;
-        self.undo_names();
-        self.bound = None;
-        self.held = 0;
-        if simple && self.mode != PoolMode::Session {
-            error.encode(out);
-            backend::ready_for_query(out, TxStatus::Idle);
-            self.ledger.reset();
-            return true;
-        }
-        false
     }
 }
 
@@ -375,4 +374,9 @@ impl From<FrameError> for Ending {
 #[must_use]
 pub fn begins(verdict: &Verdict) -> bool {
     matches!(verdict.tx, TxWord::Begin { .. } | TxWord::Mixed)
+}
+
+/// Whether a verdict is that of one BEGIN and nothing else.
+fn is_begin(verdict: &Verdict) -> bool {
+    matches!(verdict.tx, TxWord::Begin { .. }) && verdict.statements == 1
 }

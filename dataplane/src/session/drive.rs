@@ -3,7 +3,7 @@
 
 use super::checkout::{Lead, Place};
 use super::core::{ClientStep, Core, Cut, Ending, ServerOutcome, ServerStep};
-use super::leg::{Leg, read};
+use super::leg::{KEEP, Leg, read};
 use super::run::Judge;
 use crate::pool::view::SessionSettings;
 use crate::pool::{Identity, View, Waiter};
@@ -126,6 +126,9 @@ impl Session {
             }
         }
         let Some(server) = &mut self.server else { return Ok(false) };
+        if server.slot.is_fenced() || (self.core.replayable() && server.slot.pool().is_down()) {
+            return Err(Step::ServerLost(None));
+        }
         let n = match read(&mut server.io, cx, &mut bench.scratch) {
             Poll::Ready(Ok(n)) if n > 0 => n,
             Poll::Ready(_) => return Err(Step::ServerLost(None)),
@@ -213,6 +216,9 @@ impl Session {
         }
         let now = Instant::now();
         self.rested = now;
+        if self.sent.capacity() > KEEP {
+            self.sent = Vec::new();
+        }
         if let Some(started) = self.started.take() {
             self.worker.counters.query.observe(now.saturating_duration_since(started));
         }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 use tokio::net::TcpStream;
 
 /// A buffer that grew beyond this is freed when it is empty, in bytes.
-const KEEP: usize = 1024;
+pub const KEEP: usize = 1024;
 
 /// Bytes of one side.
 #[derive(Debug, Default)]

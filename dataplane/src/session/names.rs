@@ -132,6 +132,17 @@ impl Names {
         }
     }
 
+    /// A Parse that is answered without a server.
+    pub fn note(&mut self, message: &[u8], interner: &mut Interner) {
+        if let Named::Yes(name) = named(b'P', message)
+            && !self.known.contains_key(name)
+        {
+            let tail = message.get(name.len().saturating_add(6)..).unwrap_or_default();
+            let (statement, since) = (interner.intern(tail), interner.parsed());
+            self.known.insert(name.into(), Known { statement, since });
+        }
+    }
+
     fn parse(&mut self, name: &[u8], message: &[u8], to: &mut Rewriter<'_>) {
         let tail = message.get(name.len().saturating_add(6)..).unwrap_or_default();
         if let Some(taken) = self.known.get(name).cloned() {

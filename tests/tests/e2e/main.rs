@@ -12,6 +12,7 @@ mod failures;
 mod harness;
 mod leaks;
 mod login;
+mod lost;
 mod pooling;
 mod routing;
 mod scale;

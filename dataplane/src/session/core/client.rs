@@ -2,7 +2,7 @@
 //! Never looks at a parameter.
 
 use super::{Bound, ClientStep, Core, Ending, RUN_MAX, SHORTEST_USE, TEXT_MAX, begins};
-use crate::route::{Class, Pins, Verdict};
+use crate::route::{Class, Pins, TxWord, Verdict};
 use crate::session::names::{Named, Rewriter, named};
 use crate::session::run::{Judge, function_call, no_blocks, no_unnamed, used_statement};
 use crate::statements::{self, Deallocate};
@@ -22,7 +22,7 @@ impl Core {
         }
         match self.bound {
             _ if self.skip_to_sync => self.skip(buf, out),
-            None if self.run.is_finished() => ClientStep::Acquire,
+            None if self.run.is_finished() => self.finished(buf, judge, out),
             None => self.unbound(buf, judge, out),
             Some(bound) => self.forward(buf, bound, judge, out),
         }
@@ -33,7 +33,7 @@ impl Core {
             let rest = buf.get(self.run.len()..).unwrap_or_default();
             let header = match Header::parse(rest, frontend::max_len) {
                 Ok(Some(header)) => header,
-                Ok(None) => return self.wait_or_acquire(buf.len()),
+                Ok(None) => return self.wait_or_acquire(buf, judge, out),
                 Err(error) => return ClientStep::Close(Ending::from(error)),
             };
             if self.run.is_empty()
@@ -47,7 +47,7 @@ impl Core {
             let here = rest.get(..header.size).unwrap_or(rest);
             let names = header.tag != b'B' || used_statement(b'B', here).is_some() || here.len() >= RUN_MAX;
             if here.len() < header.size && (header.size <= held_whole(header.tag) || !names) {
-                return self.wait_or_acquire(buf.len());
+                return self.wait_or_acquire(buf, judge, out);
             }
             self.client_skip = header.size.saturating_sub(here.len());
             if let Err(error) = self.run.add(header, here, self.mode, &self.names, judge) {
@@ -59,15 +59,23 @@ impl Core {
                 if self.primary_only {
                     self.run.ask_for_primary();
                 }
-                return ClientStep::Acquire;
+                return self.finished(buf, judge, out);
             }
         }
     }
 
-    fn wait_or_acquire(&mut self, buffered: usize) -> ClientStep {
-        if !self.run.is_empty() && buffered >= RUN_MAX {
+    /// A run is ready for a server, or needs none.
+    fn finished(&mut self, buf: &[u8], judge: &mut Judge<'_>, out: &mut Vec<u8>) -> ClientStep {
+        match self.doom {
+            Some(doom) => self.doomed_run(doom, buf, judge, out),
+            None => ClientStep::Acquire,
+        }
+    }
+
+    fn wait_or_acquire(&mut self, buf: &[u8], judge: &mut Judge<'_>, out: &mut Vec<u8>) -> ClientStep {
+        if !self.run.is_empty() && buf.len() >= RUN_MAX {
             self.run.finish_open();
-            return ClientStep::Acquire;
+            return self.finished(buf, judge, out);
         }
         ClientStep::Wait
     }
@@ -87,7 +95,7 @@ impl Core {
                     return Some(ClientStep::Wait);
                 }
                 self.skip_to_sync = false;
-                backend::ready_for_query(out, TxStatus::Idle);
+                backend::ready_for_query(out, self.resting());
                 Some(ClientStep::Consume(size))
             }
             _ if self.skip_to_sync => throw(self),
@@ -356,6 +364,7 @@ impl Core {
                 self.counts.writes = self.counts.writes.saturating_add(1)
             }
         }
+        self.leaving = matches!(verdict.tx, TxWord::End | TxWord::Mixed);
         self.discarding = tag == b'Q' && verdict.is_discard_all;
         self.pins = self.pins.union(verdict.pins);
     }

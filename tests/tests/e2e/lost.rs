@@ -1,0 +1,181 @@
+//! A server connection breaks under a client: what the client is told, and that its session lives on.
+
+use std::time::Duration;
+
+use helios_tests::raw::{Message, Next, PATIENCE, Raw, message, query};
+use helios_tests::{Cluster, Config, Proxy, eventually};
+
+fn proxy() -> Proxy {
+    Config { pool: 5, ..Config::primary_only(Cluster::shared()) }.start().ready()
+}
+
+fn seen(messages: &[Message]) -> Vec<String> {
+    let text = |m: &Message| String::from_utf8_lossy(&m.body).trim_end_matches('\0').to_owned();
+    messages
+        .iter()
+        .filter(|m| !matches!(m.tag, b'S' | b'T'))
+        .map(|m| match m.tag {
+            b'E' => format!("E:{}", m.sqlstate()),
+            b'C' | b'Z' => format!("{}:{}", char::from(m.tag), text(m)),
+            b'D' => format!("D:{}", m.fields().join(",")),
+            tag => char::from(tag).to_string(),
+        })
+        .collect()
+}
+
+fn ask(raw: &mut Raw, bytes: &[u8], readies: usize) -> Vec<String> {
+    raw.send(bytes);
+    seen(&raw.until_ready(readies))
+}
+
+/// Ends every backend of the proxy's clients that runs or ran something with this mark.
+fn end_backend(mark: &str) {
+    let sql = format!(
+        "select pg_terminate_backend(pid) from pg_stat_activity \
+         where pid <> pg_backend_pid() and query like '%{mark}%' and backend_type = 'client backend'"
+    );
+    eventually(Duration::from_secs(10), mark, || {
+        let rows = Cluster::shared().primary().superuser().query(&sql, &[]).unwrap();
+        rows.iter().any(|row| row.get(0))
+    });
+}
+
+fn extended(parts: &[(u8, &[u8])]) -> Vec<u8> {
+    parts.iter().flat_map(|(tag, body)| message(*tag, body)).collect()
+}
+
+fn one_shot(sql: &str) -> Vec<u8> {
+    let parse = [b"\0", sql.as_bytes(), b"\0\0\0"].concat();
+    extended(&[(b'P', &parse), (b'B', &[0; 8]), (b'D', b"P\0"), (b'E', &[0; 5]), (b'S', b"")])
+}
+
+fn named(sql: &str) -> Vec<u8> {
+    let parse = [b"exit\0", sql.as_bytes(), b"\0\0\0"].concat();
+    extended(&[(b'P', &parse), (b'B', b"\0exit\0\0\0\0\0\0\0"), (b'E', &[0; 5]), (b'S', b"")])
+}
+
+#[test]
+fn an_open_transaction_is_told_once_and_behaves_as_failed_until_it_ends() {
+    let proxy = proxy();
+    let (mut raw, _) = proxy.raw("app");
+    for (n, (what, first, exit, expected)) in [
+        ("told by the next statement", query("select 1"), query("commit"), vec!["E:40001", "Z:E"]),
+        ("told by an extended one", one_shot("select 1"), query("rollback"), vec!["E:40001", "Z:E"]),
+        ("told by the commit", query("commit"), query("select 1"), vec!["E:40001", "Z:I"]),
+        ("told by an extended commit", one_shot("COMMIT"), query("select 1"), vec!["E:40001", "Z:I"]),
+        ("not told: it was rolled back", query("rollback"), query("select 1"), vec!["C:ROLLBACK", "Z:I"]),
+        (
+            "the same, extended",
+            one_shot("rollback"),
+            query("select 1"),
+            vec!["1", "2", "n", "C:ROLLBACK", "Z:I"],
+        ),
+        ("the same, by name", named("abort"), query("select 1"), vec!["1", "2", "C:ROLLBACK", "Z:I"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        raw.query("begin");
+        raw.query(&format!("select 'open {n}.'"));
+        end_backend(&format!("open {n}."));
+        let noticed = || proxy.logged("lost a server connection in use").len() == n + 1;
+        eventually(PATIENCE, what, noticed);
+        assert_eq!(ask(&mut raw, &first, 1), expected, "{what}");
+        if expected.ends_with(&["Z:E"]) {
+            assert_eq!(ask(&mut raw, &query("select 2"), 1), ["E:25P02", "Z:E"], "{what}");
+            assert_eq!(ask(&mut raw, &one_shot("savepoint a"), 1), ["E:25P02", "Z:E"], "{what}");
+            assert_eq!(ask(&mut raw, &exit, 1), ["C:ROLLBACK", "Z:I"], "{what}");
+        }
+        assert_eq!(ask(&mut raw, &query("select 3"), 1), ["D:3", "C:SELECT 1", "Z:I"], "{what}");
+    }
+    let close = extended(&[(b'C', b"Sexit\0"), (b'S', b"")]);
+    assert_eq!(ask(&mut raw, &close, 1), ["3", "Z:I"]);
+}
+
+#[test]
+fn what_was_on_its_way_gets_the_code_that_says_what_is_known() {
+    let proxy = proxy();
+    Cluster::shared().execute("create table if not exists lost (x text); grant all on lost to app");
+    for (mark, before, sent, readies, expected) in [
+        (
+            "a write",
+            "",
+            query("insert into lost select 'a write' from pg_sleep(30)"),
+            1,
+            vec!["E:40003", "Z:I"],
+        ),
+        ("in a block", "begin", query("select 'in a block', pg_sleep(30)"), 1, vec!["E:40001", "Z:E"]),
+        (
+            "a pipeline",
+            "",
+            [one_shot("insert into lost select 'a pipeline' from pg_sleep(30)"), one_shot("select 1")]
+                .concat(),
+            2,
+            vec!["1", "2", "n", "E:40003", "Z:I", "E:40003", "Z:I"],
+        ),
+    ] {
+        let (mut raw, _) = proxy.raw("app");
+        if !before.is_empty() {
+            raw.query(before);
+        }
+        raw.send(&sent);
+        end_backend(&format!("{mark}''%pg_sleep"));
+        let got = seen(&raw.until_ready(readies));
+        let got: Vec<_> = got.iter().filter(|m| !["1", "2", "n"].contains(&m.as_str())).collect();
+        let expected: Vec<_> = expected.iter().filter(|m| !["1", "2", "n"].contains(*m)).collect();
+        assert_eq!(got, expected, "{mark}");
+        raw.query("rollback");
+        assert_eq!(ask(&mut raw, &query("select 3"), 1), ["D:3", "C:SELECT 1", "Z:I"], "{mark}");
+    }
+}
+
+#[test]
+fn a_commit_on_its_way_is_in_doubt() {
+    let proxy = proxy();
+    Cluster::shared().execute(
+        "create table if not exists slow (x int);
+         create or replace function slow() returns trigger language plpgsql as
+           $$ begin perform pg_sleep(30); return null; end $$;
+         drop trigger if exists slow on slow;
+         create constraint trigger slow after insert on slow deferrable initially deferred
+           for each row execute function slow();
+         grant all on slow to app",
+    );
+    let (mut raw, _) = proxy.raw("app");
+    raw.query("begin");
+    raw.query("insert into slow values (1)");
+    raw.send(&query("commit /* in doubt */"));
+    end_backend("in doubt");
+    assert_eq!(seen(&raw.until_ready(1)), ["E:08007", "Z:I"]);
+    assert_eq!(ask(&mut raw, &query("select 3"), 1), ["D:3", "C:SELECT 1", "Z:I"]);
+}
+
+#[test]
+fn a_session_that_lost_state_of_its_own_ends() {
+    let proxy = proxy();
+    let (mut raw, _) = proxy.raw("app");
+    raw.query("create temp table mine (x int)");
+    raw.query("select 'pinned session'");
+    end_backend("pinned session");
+    loop {
+        match raw.next(PATIENCE) {
+            Next::Message(m) => assert_eq!(m.sqlstate(), "57P01"),
+            Next::Closed => break,
+            Next::Silence => panic!("still there"),
+        }
+    }
+}
+
+#[test]
+fn a_read_that_had_no_answer_yet_runs_again() {
+    let proxy = proxy();
+    Cluster::shared().execute("create table if not exists held (x int); grant all on held to app");
+    let mut locker = Cluster::shared().primary().superuser();
+    let mut lock = locker.transaction().unwrap();
+    lock.batch_execute("lock table held").unwrap();
+    let (mut raw, _) = proxy.raw("app");
+    raw.send(&query("select count(*) >= 0, 'held read' from held"));
+    end_backend("held read");
+    lock.commit().unwrap();
+    assert_eq!(seen(&raw.until_ready(1)), ["D:t,held read", "C:SELECT 1", "Z:I"]);
+}
