@@ -4,7 +4,8 @@
 
 use helios_pgwire::frame::put;
 use helios_tests::raw::{message, query};
-use helios_tests::{Cluster, Config, Message, Proxy, Raw};
+use helios_tests::{Cluster, Config, Message, Proxy, Raw, eventually};
+use std::time::Duration;
 
 /// OID of `pg_advisory_lock(bigint)`.
 const PG_ADVISORY_LOCK: u32 = 2880;
@@ -105,4 +106,32 @@ fn a_role_that_is_serializable_by_default_is_served() {
     for sql in ["begin read only", "select 4", "commit"] {
         client.batch_execute(sql).unwrap();
     }
+}
+
+#[test]
+fn settings_of_a_role_that_change_reach_an_old_client_and_are_not_left_to_the_next() {
+    let cluster = Cluster::shared();
+    let mut admin = cluster.primary().superuser();
+    admin
+        .batch_execute("drop role if exists moody; create role moody login password 'moody-secret'")
+        .unwrap();
+    admin.batch_execute("alter role moody set standard_conforming_strings = off").unwrap();
+    let proxy = Config { pool: 1, ..Config::primary_only(cluster) }.start().ready();
+    let mut old = Raw::login(proxy.port(), "moody", "moody-secret").0;
+    old.query("select 1");
+    admin.batch_execute("alter role moody reset all; alter role moody set timezone = 'Asia/Tokyo'").unwrap();
+    eventually(Duration::from_secs(10), "the backend ends", || {
+        let ended = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'moody'";
+        admin.simple_query(ended).unwrap();
+        admin.query("select from pg_stat_activity where usename = 'moody'", &[]).unwrap().is_empty()
+    });
+    // Read by the old rules this is one string; by the new ones a SET stands behind it.
+    let answers = old.query(r"select '\'; set my.leak = 5; --'");
+    let told = |name: &str| {
+        answers.iter().any(|m| m.tag == b'S' && m.body.starts_with(format!("{name}\0").as_bytes()))
+    };
+    assert!(told("TimeZone") && told("standard_conforming_strings"), "{answers:?}");
+    old.send(&message(b'X', b""));
+    let mut next = Raw::login(proxy.port(), "moody", "moody-secret").0;
+    assert_eq!(answer(&next.query("select current_setting('my.leak', true)")), "null");
 }
