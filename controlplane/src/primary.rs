@@ -28,6 +28,8 @@ pub(crate) struct Known {
     pub system: Option<u64>,
     /// Highest timeline that took writes; 0: none seen.
     pub timeline: u32,
+    /// Every node that may be the primary has been probed since the start.
+    pub looked: bool,
 }
 
 /// The answer.
@@ -62,7 +64,7 @@ pub(crate) enum Quarantine {
 /// Decides. `asks` says whether probes log in, so that facts can be expected.
 pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decision {
     let waiting = claims.iter().any(|claim| claim.role != Role::Replica && !claim.probed);
-    if asks && known.primary.is_none() && waiting {
+    if asks && !known.looked && waiting {
         return Decision::Nobody(Doubt::Waiting);
     }
     let system =
@@ -76,7 +78,7 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
         .filter(|(_, facts)| system.is_none_or(|system| facts.system == system))
         .collect();
     let Some((best, facts)) = writable.iter().max_by_key(|(_, facts)| facts.timeline) else {
-        return by_evidence(claims, known);
+        return by_evidence(claims, known, asks);
     };
     let equals = writable.iter().filter(|(_, other)| other.timeline == facts.timeline).count();
     if equals > 1 || writable.iter().any(|(_, other)| other.system != facts.system) {
@@ -90,15 +92,20 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
 }
 
 /// Without facts: the last or configured primary until it fails or reports itself a standby; then the one
-/// node that reports itself writable.
-fn by_evidence(claims: &[Claim<'_>], known: &Known) -> Decision {
-    let current = known.primary.or_else(|| configured(claims).map(|(i, _)| i));
+/// node that reports itself writable. Where timelines have been seen, only the last primary is believed without: an
+/// old one that was started again takes writes as well.
+fn by_evidence(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decision {
+    let ordered = asks && known.timeline > 0;
+    let current = known.primary.or_else(|| configured(claims).map(|(i, _)| i).filter(|_| !ordered));
     let blind = |claim: &Claim<'_>| !claim.down && claim.facts.is_none();
     if let Some((i, claim)) = current.and_then(|i| claims.get(i).map(|claim| (i, claim)))
         && blind(claim)
         && claim.hot_standby != Some(true)
     {
         return Decision::Primary(i);
+    }
+    if ordered {
+        return Decision::Nobody(Doubt::NoneFit);
     }
     let mut writable = claims
         .iter()
@@ -210,7 +217,7 @@ mod tests {
     }
 
     const fn known(primary: usize, timeline: u32) -> Known {
-        Known { primary: Some(primary), system: Some(OURS), timeline }
+        Known { primary: Some(primary), system: Some(OURS), timeline, looked: true }
     }
 
     #[test]
@@ -254,7 +261,7 @@ mod tests {
         use Decision::{Nobody, Primary};
         use Doubt::{NoneFit, Split};
         let nothing = Known::default();
-        let last = |primary| Known { primary: Some(primary), system: None, timeline: 0 };
+        let last = |primary| Known { primary: Some(primary), system: None, timeline: 0, looked: true };
         for (nodes, known, expected) in [
             ("Pn Sn", nothing, Primary(0)),
             ("P? S?", nothing, Primary(0)),

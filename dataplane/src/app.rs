@@ -8,7 +8,7 @@ use crate::limits::Clients;
 use crate::listener::{self, WorkerThread, start_worker};
 use crate::pool::{Identities, Pools, sweep};
 use crate::registry::Registry;
-use crate::standalone::Standalone;
+use crate::standalone::{self, Standalone};
 use crate::worker::{Shared, TellEvidence};
 use helios_proto::config::Config;
 use helios_proto::model::Snapshot;
@@ -143,7 +143,10 @@ async fn follow(
 impl Control {
     fn start(config: &Config, stop: &CancellationToken, tasks: &TaskTracker) -> io::Result<Self> {
         match &config.control_plane {
-            Some(plane) => Ok(Self::Remote(Remote::start(config, plane, stop.clone(), tasks))),
+            Some(plane) => {
+                let arbiter = standalone::arbiter(stop, tasks);
+                Ok(Self::Remote(Remote::start(config, plane, arbiter, stop.clone(), tasks)))
+            }
             None => Standalone::start(config, stop, tasks).map(Self::Standalone),
         }
     }

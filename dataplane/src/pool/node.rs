@@ -5,6 +5,7 @@
 //! with its worker while the oldest waiter is younger than [`MIGRATE_AFTER`], and with its identity while the
 //! oldest is younger than [`SWITCH_AFTER`].
 
+mod cords;
 mod ops;
 
 use super::identity::Identity;
@@ -33,6 +34,7 @@ pub struct NodePool {
     busy: AtomicU32,
     retired: AtomicBool,
     orders: ops::Orders,
+    cords: cords::Cords,
     /// Milliseconds since `born` until which the node is avoided.
     suspect_until: AtomicU64,
     born: Instant,
@@ -96,6 +98,10 @@ pub struct Slot {
     identity: Arc<Identity>,
     /// Of the pool's orders to reconnect, when the place was taken.
     generation: u64,
+    /// How often the pool's connections had been cut when the place was taken.
+    cuts: u64,
+    /// The pool's own handle on the connection.
+    cord: Option<u64>,
 }
 
 /// Counts for metrics.
@@ -121,6 +127,7 @@ impl NodePool {
             busy: AtomicU32::new(0),
             retired: AtomicBool::new(false),
             orders: ops::Orders::default(),
+            cords: cords::Cords::default(),
             suspect_until: AtomicU64::new(0),
             born: Instant::now(),
             inner: Mutex::default(),
@@ -287,6 +294,12 @@ impl NodePool {
         self.note(&inner);
         drop(inner);
         idle.into_values().flatten().for_each(ServerConn::close);
+    }
+
+    /// Cuts every connection, idle or in use: the node was the primary, and another one is.
+    pub fn cut(&self) {
+        self.cords.cut();
+        self.flush_idle();
     }
 
     /// Fails the waits that have passed their deadline.
@@ -504,8 +517,18 @@ impl Inner {
 impl Slot {
     /// A place that the pool has counted already.
     fn new(pool: &Arc<NodePool>, identity: &Arc<Identity>) -> Self {
-        let generation = pool.orders.generation();
-        Self { pool: Arc::clone(pool), identity: Arc::clone(identity), generation }
+        let (generation, cuts) = (pool.orders.generation(), pool.cords.cuts());
+        Self { pool: Arc::clone(pool), identity: Arc::clone(identity), generation, cuts, cord: None }
+    }
+
+    /// Waits until the pool's connections are cut, or have been since the place was taken.
+    pub async fn cut(&self) {
+        self.pool.cords.wait_for_cut(self.cuts).await;
+    }
+
+    /// Lets the pool cut this connection, which has just been opened for this place.
+    pub fn hold(&mut self, io: &tokio::net::TcpStream) {
+        self.cord = self.pool.cords.hold(io, self.cuts);
     }
 
     /// The pool to which the place belongs.
@@ -523,6 +546,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if let Some(cord) = self.cord {
+            self.pool.cords.release(cord);
+        }
         self.pool.freed(&self.identity);
     }
 }

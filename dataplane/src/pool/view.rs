@@ -116,6 +116,7 @@ impl Pools {
             }
         }
         flush_failed(&old, &view);
+        cut_superseded(&old, &view);
     }
 }
 
@@ -129,6 +130,19 @@ fn flush_failed(old: &View, new: &View) {
         if failed || demoted {
             pool.flush_idle();
         }
+    }
+}
+
+/// When another node has become the primary, every connection to the old one ends now: what is open there may still
+/// look well, and would be lost.
+fn cut_superseded(old: &View, new: &View) {
+    let Some(before) = old.snapshot.last_primary.as_ref() else { return };
+    if new.snapshot.last_primary.as_ref() == Some(before) {
+        return;
+    }
+    if let Some(pool) = new.pools.iter().find(|pool| pool.node.name == *before) {
+        tracing::info!(node = %before, "another node is the primary: cutting the connections to this one");
+        pool.cut();
     }
 }
 

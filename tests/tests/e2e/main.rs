@@ -5,6 +5,7 @@
 mod admin;
 mod control;
 mod drivers;
+mod failover;
 mod failures;
 mod harness;
 mod login;
