@@ -104,10 +104,14 @@ impl Cluster {
             last_primary: snapshot.last_primary.clone(),
             system: snapshot.system,
             key: snapshot.key(),
-            looked: snapshot.nodes.iter().any(|state| state.probed_at.is_some()),
+            looked: snapshot.primary.is_some(),
             doubt: None,
             ring: Ring::default(),
         };
+        if snapshot.primary.is_none() {
+            // Why there was none is not known here: everybody has to be asked first.
+            cluster.members.iter_mut().for_each(|member| member.state.probed_at = None);
+        }
         cluster.settle(Instant::now());
         cluster
     }
@@ -292,8 +296,10 @@ impl Cluster {
             system: self.system,
             timeline: self.key.timeline,
             looked: self.looked,
+            contested: matches!(self.doubt, Some(Doubt::Split | Doubt::Unpromoted)),
         };
-        let decision = primary::decide(&claims, &known, self.spec.health.credential.is_some());
+        let asks = self.spec.health.credential.is_some();
+        let decision = primary::decide(&claims, &known, asks);
         let facts: Option<Facts> = match decision {
             Decision::Primary(i) => claims.get(i).and_then(|claim| claim.facts.copied()),
             Decision::Nobody(_) => None,
@@ -306,7 +312,11 @@ impl Cluster {
         let unused: Vec<_> = claims
             .iter()
             .enumerate()
-            .map(|(i, claim)| primary::quarantine(i, claim, &known, &decision))
+            .zip(&self.members)
+            .map(|((i, claim), member)| {
+                let kept = || member.quarantine_kept().filter(|_| asks && decision != Decision::Primary(i));
+                primary::quarantine(i, claim, &known, &decision).or_else(kept)
+            })
             .collect();
         self.take(&decision);
         let in_force = self.primary.and_then(|i| self.members.get(i));

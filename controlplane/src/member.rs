@@ -78,8 +78,15 @@ impl Member {
             state: state.clone(),
             verdict: Verdict::resume(state.health),
             hot_standby: demoted.then_some(true),
+            unused: state.last_error.as_deref().and_then(Quarantine::from_words),
             ..Self::new(Arc::clone(&state.node), &BTreeMap::new())
         }
+    }
+
+    /// Why the node was quarantined, as long as no probe has seen it otherwise: that it is back does not mean that it
+    /// follows.
+    pub fn quarantine_kept(&self) -> Option<Quarantine> {
+        self.unused.filter(|_| self.facts.is_none())
     }
 
     /// Whether the last that was heard of it was bad.
@@ -105,6 +112,7 @@ impl Member {
             probed: self.state.probed_at.is_some(),
             facts: self.facts.as_ref(),
             hot_standby: self.hot_standby,
+            barred: self.quarantine_kept().is_some(),
         }
     }
 

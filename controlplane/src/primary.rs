@@ -17,6 +17,8 @@ pub(crate) struct Claim<'a> {
     pub facts: Option<&'a Facts>,
     /// What the last probe or connection showed.
     pub hot_standby: Option<bool>,
+    /// It was quarantined, and no probe has seen it otherwise since.
+    pub barred: bool,
 }
 
 /// What was decided before; never forgotten while the process lives and a node remains.
@@ -30,6 +32,8 @@ pub(crate) struct Known {
     pub timeline: u32,
     /// Every node that may be the primary has been probed since the start.
     pub looked: bool,
+    /// The last decision was that several nodes, or a copy, take writes: without facts nobody is believed.
+    pub contested: bool,
 }
 
 /// The answer.
@@ -96,8 +100,9 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
 /// old one that was started again takes writes as well.
 fn by_evidence(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decision {
     let ordered = asks && known.timeline > 0;
-    let current = known.primary.or_else(|| configured(claims).map(|(i, _)| i).filter(|_| !ordered));
-    let blind = |claim: &Claim<'_>| !claim.down && claim.facts.is_none();
+    let last = known.primary.filter(|_| !(asks && known.contested));
+    let current = last.or_else(|| configured(claims).map(|(i, _)| i).filter(|_| !ordered));
+    let blind = |claim: &Claim<'_>| !claim.down && claim.facts.is_none() && !(asks && claim.barred);
     if let Some((i, claim)) = current.and_then(|i| claims.get(i).map(|claim| (i, claim)))
         && blind(claim)
         && claim.hot_standby != Some(true)
@@ -150,6 +155,13 @@ pub(crate) fn quarantine(
 }
 
 impl Quarantine {
+    const ALL: [Self; 4] = [Self::OtherCluster, Self::WritableReplica, Self::OldTimeline, Self::SecondWriter];
+
+    /// What [`words`](Self::words) says, back again.
+    pub fn from_words(words: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|quarantine| quarantine.words() == words)
+    }
+
     /// For an operator.
     pub const fn words(self) -> &'static str {
         match self {
@@ -207,6 +219,7 @@ mod tests {
                     'h' => Some(true),
                     _ => facts.as_ref().map(|facts| facts.in_recovery),
                 },
+                barred: false,
             })
             .collect();
         let decision = decide(&claims, &known, asks);
@@ -217,7 +230,7 @@ mod tests {
     }
 
     const fn known(primary: usize, timeline: u32) -> Known {
-        Known { primary: Some(primary), system: Some(OURS), timeline, looked: true }
+        Known { primary: Some(primary), system: Some(OURS), timeline, looked: true, contested: false }
     }
 
     #[test]
@@ -261,7 +274,13 @@ mod tests {
         use Decision::{Nobody, Primary};
         use Doubt::{NoneFit, Split};
         let nothing = Known::default();
-        let last = |primary| Known { primary: Some(primary), system: None, timeline: 0, looked: true };
+        let last = |primary| Known {
+            primary: Some(primary),
+            system: None,
+            timeline: 0,
+            looked: true,
+            contested: false,
+        };
         for (nodes, known, expected) in [
             ("Pn Sn", nothing, Primary(0)),
             ("P? S?", nothing, Primary(0)),
