@@ -397,4 +397,6 @@ fn log_doubt(doubt: Doubt) {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
