@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use helios_proto::model::{Evidence, Health, Node, NodeName, NodeState, Role, Spec};
+use helios_proto::model::{Evidence, Health, Node, NodeName, NodeState, Role, Snapshot, Spec, TopologyKey};
 use tracing::{error, info, warn};
 
 use crate::health::{Facts, Failure, FailureKind, Reply};
@@ -25,8 +25,21 @@ pub(crate) enum Event {
     Evidence { node: NodeName, evidence: Evidence },
     /// The configuration changed.
     Reload(Spec),
-    /// A data plane holds a snapshot with this epoch: an earlier life of this control plane was further.
-    Held { epoch: u64 },
+    /// A data plane holds this: an earlier life of this control plane was further, or the data plane went on alone.
+    Held(Held),
+}
+
+/// What a data plane holds of the topology.
+#[derive(Debug, Clone, Default)]
+pub struct Held {
+    /// Revision of its snapshot.
+    pub revision: u64,
+    /// How far it is.
+    pub key: TopologyKey,
+    /// The last node that took writes.
+    pub last_primary: Option<NodeName>,
+    /// System identifier of the cluster.
+    pub system: Option<u64>,
 }
 
 /// What an event changed.
@@ -47,8 +60,10 @@ pub(crate) struct Cluster {
     /// Name of the last primary, also while there is none.
     last_primary: Option<NodeName>,
     system: Option<u64>,
-    timeline: u32,
-    epoch: u64,
+    /// Never goes back.
+    key: TopologyKey,
+    /// Every node that may be the primary has been probed, in this life or the one that this goes on from.
+    looked: bool,
     doubt: Option<Doubt>,
     ring: Ring,
 }
@@ -57,17 +72,46 @@ impl Cluster {
     /// A cluster of which nothing is known but its configuration, and what was latched in an earlier life.
     pub fn new(spec: Spec, latch: &Latch) -> Self {
         let members = spec.nodes.iter().map(|node| Member::new(Arc::clone(node), &spec.ops)).collect();
+        let Latch { epoch, timeline, incarnation, .. } = *latch;
         let mut cluster = Self {
             spec,
             members,
             primary: None,
             last_primary: latch.primary.as_deref().map(NodeName::new),
             system: latch.system,
-            timeline: latch.timeline,
-            epoch: latch.epoch,
+            key: TopologyKey { incarnation, timeline, epoch },
+            looked: false,
             doubt: None,
             ring: Ring::default(),
         };
+        cluster.settle(Instant::now());
+        cluster
+    }
+
+    /// Goes on from a snapshot that somebody else made: what it says of the nodes counts until a probe says more.
+    pub fn resume(snapshot: &Snapshot) -> Self {
+        let of = |state: &NodeState| (state.node.name.clone(), state.ops);
+        let mut cluster = Self {
+            spec: Spec {
+                settings: Arc::clone(&snapshot.settings),
+                health: snapshot.health.as_ref().clone(),
+                nodes: snapshot.nodes.iter().map(|state| Arc::clone(&state.node)).collect(),
+                ops: snapshot.nodes.iter().map(of).collect(),
+                revision: snapshot.config_revision,
+            },
+            members: snapshot.nodes.iter().map(Member::resume).collect(),
+            primary: snapshot.primary,
+            last_primary: snapshot.last_primary.clone(),
+            system: snapshot.system,
+            key: snapshot.key(),
+            looked: snapshot.primary.is_some(),
+            doubt: None,
+            ring: Ring::default(),
+        };
+        if snapshot.primary.is_none() {
+            // Why there was none is not known here: everybody has to be asked first.
+            cluster.members.iter_mut().for_each(|member| member.state.probed_at = None);
+        }
         cluster.settle(Instant::now());
         cluster
     }
@@ -81,13 +125,14 @@ impl Cluster {
         self.primary
     }
 
-    pub const fn epoch(&self) -> u64 {
-        self.epoch
+    /// How far the topology is; never goes back.
+    pub const fn key(&self) -> TopologyKey {
+        self.key
     }
 
-    /// Highest timeline seen on a primary; 0 if none was seen.
-    pub const fn timeline(&self) -> u32 {
-        self.timeline
+    /// The last node that took writes, also while there is none.
+    pub const fn last_primary(&self) -> Option<&NodeName> {
+        self.last_primary.as_ref()
     }
 
     /// System identifier of the cluster, once known.
@@ -113,8 +158,8 @@ impl Cluster {
                 (Change::Nothing, None)
             }
             Event::Reload(spec) => (self.reload(spec), None),
-            Event::Held { epoch } => {
-                self.epoch = self.epoch.max(epoch);
+            Event::Held(held) => {
+                self.learn(&held);
                 (Change::State, None)
             }
         };
@@ -125,13 +170,33 @@ impl Cluster {
         if self.outline() == before { least } else { Change::State }
     }
 
-    /// Which nodes should be probed often now, in configuration order.
-    pub fn hunted(&self) -> impl Iterator<Item = bool> {
+    /// The pause between two probes of each node that should be probed often now, in configuration order.
+    pub fn hunted(&self) -> impl Iterator<Item = Option<Duration>> {
         self.members.iter().map(|member| member.hunted)
     }
 
-    fn outline(&self) -> (Option<usize>, u64, Vec<Outline>) {
-        (self.primary, self.epoch, self.members.iter().map(Member::outline).collect())
+    /// Takes over what a data plane knows of the topology, if that is newer. It is believed about what has been, not
+    /// about what is: who takes writes now is for probes to say.
+    fn learn(&mut self, held: &Held) {
+        let Held { key, last_primary, system, .. } = held;
+        let other = |own: u64| system.is_some_and(|system| system != own);
+        if *key <= self.key || key.incarnation == self.key.incarnation && self.system.is_some_and(other) {
+            return;
+        }
+        if key.incarnation > self.key.incarnation {
+            self.system = *system;
+        }
+        self.system = self.system.or(*system);
+        self.key = TopologyKey { epoch: key.epoch.max(self.key.epoch), ..*key };
+        if let Some(name) = last_primary
+            && self.members.iter().any(|member| member.state.node.name == *name)
+        {
+            self.last_primary = Some(name.clone());
+        }
+    }
+
+    fn outline(&self) -> (Option<usize>, TopologyKey, Vec<Outline>) {
+        (self.primary, self.key, self.members.iter().map(Member::outline).collect())
     }
 
     /// Takes a probe into account; the index of its node, `None` if it is not this cluster's any more.
@@ -209,7 +274,9 @@ impl Cluster {
             self.last_primary = None;
         }
         if self.members.iter().all(|member| member.state.probed_at.is_none()) {
-            (self.system, self.timeline) = (None, 0);
+            // Another cluster: its timelines have nothing to do with those of the old one.
+            (self.system, self.key.timeline, self.looked) = (None, 0, false);
+            self.key.incarnation = self.key.incarnation.saturating_add(1);
         }
         info!(nodes = self.members.len(), "configuration reloaded");
         Change::State
@@ -222,26 +289,39 @@ impl Cluster {
 
     /// Decides anew who is the primary, and brings every node's role, health and hunting up to date.
     fn settle(&mut self, now: Instant) {
-        let known =
-            Known { primary: self.index_of_last_primary(), system: self.system, timeline: self.timeline };
         let claims: Vec<Claim<'_>> = self.members.iter().map(Member::claim).collect();
-        let decision = primary::decide(&claims, &known, self.spec.health.credential.is_some());
+        self.looked |= claims.iter().all(|claim| claim.role == Role::Replica || claim.probed);
+        let known = Known {
+            primary: self.index_of_last_primary(),
+            system: self.system,
+            timeline: self.key.timeline,
+            looked: self.looked,
+            contested: matches!(self.doubt, Some(Doubt::Split | Doubt::Unpromoted)),
+        };
+        let asks = self.spec.health.credential.is_some();
+        let decision = primary::decide(&claims, &known, asks);
         let facts: Option<Facts> = match decision {
             Decision::Primary(i) => claims.get(i).and_then(|claim| claim.facts.copied()),
             Decision::Nobody(_) => None,
         };
         if let Some(facts) = facts {
             self.system.get_or_insert(facts.system);
-            self.timeline = self.timeline.max(facts.timeline);
+            self.key.timeline = self.key.timeline.max(facts.timeline);
         }
-        let known = Known { system: self.system, timeline: self.timeline, ..known };
+        let known = Known { system: self.system, timeline: self.key.timeline, ..known };
         let unused: Vec<_> = claims
             .iter()
             .enumerate()
-            .map(|(i, claim)| primary::quarantine(i, claim, &known, &decision))
+            .zip(&self.members)
+            .map(|((i, claim), member)| {
+                let kept = || member.quarantine_kept().filter(|_| asks && decision != Decision::Primary(i));
+                primary::quarantine(i, claim, &known, &decision).or_else(kept)
+            })
             .collect();
         self.take(&decision);
-        let seek = self.primary.is_none();
+        let in_force = self.primary.and_then(|i| self.members.get(i));
+        // A primary in doubt: the next one is sought before the verdict is spoken.
+        let seek = in_force.is_none_or(Member::is_doubted);
         let superseded = self.primary.is_some();
         for (i, (member, unused)) in self.members.iter_mut().zip(unused).enumerate() {
             member.settle(self.primary == Some(i), superseded, unused, now);
@@ -257,10 +337,11 @@ impl Cluster {
                 self.primary = Some(*i);
                 let name = self.members.get(*i).map(|member| member.state.node.name.clone());
                 if self.last_primary != name {
-                    self.epoch += 1;
+                    self.key.epoch = self.key.epoch.saturating_add(1);
                     self.ring.clear();
                     if let Some(name) = &name {
-                        info!(node = %name, epoch = self.epoch, timeline = self.timeline, "node is the primary");
+                        let TopologyKey { epoch, timeline, .. } = self.key;
+                        info!(node = %name, epoch, timeline, "node is the primary");
                     }
                     self.last_primary = name;
                 }
@@ -315,5 +396,7 @@ fn log_doubt(doubt: Doubt) {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

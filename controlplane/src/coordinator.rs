@@ -11,10 +11,9 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cluster::{Change, Cluster, Event};
+use crate::cluster::{Change, Cluster, Event, Held};
 use crate::health::Task;
 use crate::publish::Publisher;
-use crate::store::Latch;
 
 /// Events that may wait; evidence beyond that is dropped, probes wait.
 const QUEUE: usize = 1024;
@@ -41,8 +40,8 @@ pub struct Events {
 enum Order {
     /// Another configuration; the answer is the revision of the snapshot that holds it.
     Reload(Spec, oneshot::Sender<u64>),
-    /// A data plane holds a snapshot with this revision and epoch.
-    Held { revision: u64, epoch: u64 },
+    /// A data plane holds this; answered once it is taken into account.
+    Held(Held, oneshot::Sender<()>),
 }
 
 /// The loop's own state.
@@ -58,14 +57,13 @@ struct Coordinator {
     tracker: TaskTracker,
 }
 
-/// Starts the core with what was latched in an earlier life; call inside a tokio runtime. All its tasks run on `tracker`
-/// and end soon after `stop`.
-pub fn start(spec: Spec, latch: &Latch, stop: CancellationToken, tracker: &TaskTracker) -> Handle {
+/// Starts the core; its first snapshot is the one after `reached`. Call inside a tokio runtime. All its tasks run on
+/// `tracker` and end soon after `stop`.
+pub fn start(cluster: Cluster, reached: u64, stop: CancellationToken, tracker: &TaskTracker) -> Handle {
     let (queue, events) = mpsc::channel(QUEUE);
     let (orders, ordered) = mpsc::channel(ORDERS);
-    let health = spec.health.clone();
-    let cluster = Cluster::new(spec, latch);
-    let (publisher, snapshots) = Publisher::new(&cluster, latch.snapshot, Instant::now());
+    let health = cluster.spec().health.clone();
+    let (publisher, snapshots) = Publisher::new(&cluster, reached, Instant::now());
     let (rounds, _) = watch::channel(0);
     let tracker_of_tasks = tracker.clone();
     let mut coordinator = Coordinator {
@@ -83,6 +81,12 @@ pub fn start(spec: Spec, latch: &Latch, stop: CancellationToken, tracker: &TaskT
     Handle { snapshots, events: Events { queue, orders } }
 }
 
+/// Goes on from a snapshot without the control plane that made it: the same loop, without a store and without orders.
+#[must_use]
+pub fn go_on(from: &Snapshot, stop: CancellationToken, tracker: &TaskTracker) -> Handle {
+    start(Cluster::resume(from), from.revision, stop, tracker)
+}
+
 impl Events {
     /// Replaces the configuration. The revision of the snapshot that holds it; `None`: the core has stopped.
     pub async fn reload(&self, spec: Spec) -> Option<u64> {
@@ -91,10 +95,13 @@ impl Events {
         published.await.ok()
     }
 
-    /// Says that a data plane holds a snapshot of an earlier life: what is published goes on from there.
-    pub async fn held(&self, revision: u64, epoch: u64) {
+    /// Says what a data plane holds, perhaps of an earlier life: what is published from now on goes on from there.
+    pub async fn held(&self, held: Held) {
+        let (answer, done) = oneshot::channel();
         // An error says that the core has stopped.
-        let _ = self.orders.send(Order::Held { revision, epoch }).await;
+        if self.orders.send(Order::Held(held, answer)).await.is_ok() {
+            let _ = done.await;
+        }
     }
 
     /// Passes on what a data plane saw. Dropped when the core cannot keep up: there will be more.
@@ -136,13 +143,16 @@ impl Coordinator {
                 // Nobody may wait for the answer any more.
                 let _ = answer.send(self.publisher.revision());
             }
-            Order::Held { revision, epoch } => {
-                if revision > self.publisher.revision() || epoch > self.cluster.epoch() {
+            Order::Held(held, answer) => {
+                let revision = held.revision;
+                if revision > self.publisher.revision() || held.key > self.cluster.key() {
                     let now = Instant::now();
-                    let _ = self.cluster.apply(Event::Held { epoch }, now);
+                    let _ = self.cluster.apply(Event::Held(held), now);
                     let reached = revision.max(self.publisher.revision());
                     self.publisher.publish_after(reached, &self.cluster, now);
+                    self.hunt();
                 }
+                let _ = answer.send(());
             }
         }
     }
@@ -151,8 +161,12 @@ impl Coordinator {
         let now = Instant::now();
         let change: Change = self.cluster.apply(event, now);
         self.publisher.note(change, &self.cluster, now);
-        for (task, on) in self.tasks.iter().zip(self.cluster.hunted()) {
-            task.hunt(on);
+        self.hunt();
+    }
+
+    fn hunt(&self) {
+        for (task, pause) in self.tasks.iter().zip(self.cluster.hunted()) {
+            task.hunt(pause);
         }
     }
 
@@ -195,8 +209,9 @@ impl Coordinator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Latch;
     use helios_proto::config;
-    use helios_proto::model::Health;
+    use helios_proto::model::{Health, TopologyKey};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio::time::timeout;
@@ -234,7 +249,8 @@ mod tests {
     async fn a_lost_server_is_found_by_evidence_and_a_reload_replaces_it() {
         let (port, server_task) = server().await;
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        let mut handle = start(spec(&[(port, "primary")]), &Latch::default(), stop.clone(), &tracker);
+        let cluster = Cluster::new(spec(&[(port, "primary")]), &Latch::default());
+        let mut handle = start(cluster, 0, stop.clone(), &tracker);
         assert_eq!(handle.snapshots.borrow().revision, 1);
         let up = until(&mut handle, |s| s.nodes[0].health == Health::Up).await;
         assert!(up.revision > 1 && up.primary == Some(0) && up.nodes[0].latency.is_some());
@@ -254,7 +270,8 @@ mod tests {
         assert_eq!(moved.epoch, 2);
 
         let (revision, epoch) = (moved.revision + 1_000, moved.epoch + 7);
-        handle.events.held(revision, epoch).await;
+        let key = TopologyKey { epoch, ..moved.key() };
+        handle.events.held(Held { revision, key, ..Held::default() }).await;
         let raised = until(&mut handle, |s| s.revision > revision).await;
         assert_eq!((raised.epoch, raised.primary), (epoch, Some(1)), "goes on where an earlier life was");
 

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use helios_proto::model::Snapshot;
+use helios_proto::model::{NodeName, Snapshot};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cluster::Cluster;
 use crate::coordinator;
 use crate::feed::Feed;
 use crate::fleet::Fleet;
@@ -43,7 +44,8 @@ impl Core {
         tracker: &TaskTracker,
     ) -> Result<Self, Refusal> {
         let (desired, latch) = keeper::open(store.as_ref(), file, follow)?;
-        let handle = coordinator::start(desired.spec.clone(), &latch, stop.clone(), tracker);
+        let cluster = Cluster::new(desired.spec.clone(), &latch);
+        let handle = coordinator::start(cluster, latch.snapshot, stop.clone(), tracker);
         let keeper = Arc::new(Keeper::new(store, desired, handle.events));
         let (feed, snapshots) = (Feed::new(), handle.snapshots);
         tracker.spawn(Arc::clone(&feed).follow(snapshots.clone(), stop.clone()));
@@ -63,13 +65,13 @@ async fn keep_latch(
 ) {
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        let primary = snapshot.primary().map(|node| node.node.name.to_string());
         let mut next = Latch {
             snapshot: latched.snapshot,
             epoch: snapshot.epoch,
             timeline: snapshot.timeline,
+            incarnation: snapshot.incarnation,
             system: snapshot.system,
-            primary: primary.or_else(|| latched.primary.clone()),
+            primary: snapshot.last_primary.as_ref().map(NodeName::to_string),
         };
         if next.snapshot < snapshot.revision.saturating_add(AHEAD / 10) {
             next.snapshot = snapshot.revision.saturating_add(AHEAD);

@@ -6,7 +6,8 @@
 //! The walk of a change: [`grpc::management`] -> [`keeper`] -> [`store`] -> `coordinator` -> the same channel -> the
 //! [`fleet`]'s acknowledgements -> the answer.
 //!
-//! [`core`] starts all of it without listeners, as a standalone proxy needs it; [`app`] is the program.
+//! [`core`] starts all of it without listeners, as a standalone proxy needs it; [`go_on`] only the loop and its probes, as
+//! a data plane needs it that lost its control plane; [`app`] is the program.
 
 pub mod app;
 mod cluster;
@@ -25,4 +26,5 @@ mod primary;
 mod publish;
 pub mod store;
 
-pub use coordinator::Events;
+pub use cluster::Held;
+pub use coordinator::{Events, Handle, go_on};

@@ -11,8 +11,12 @@ use tracing::{error, info};
 use crate::health::{Facts, Failure, Reply, Verdict};
 use crate::primary::{Claim, Quarantine};
 
+/// Pause between two probes of a node while it is hunted.
+const HUNT_PAUSE: Duration = Duration::from_millis(50);
 /// A hunt that has not settled by then goes on at the usual pace.
 const LONGEST_HUNT: Duration = Duration::from_secs(30);
+/// Pause after that if there is no primary: writes wait for one.
+const SEEK_PAUSE: Duration = Duration::from_millis(250);
 
 /// One node.
 pub(crate) struct Member {
@@ -25,8 +29,8 @@ pub(crate) struct Member {
     pub hot_standby: Option<bool>,
     /// Good probes still needed to dispel the suspicion of a data plane.
     pub suspect: u32,
-    /// Whether the node should be probed often.
-    pub hunted: bool,
+    /// The pause between two probes if the node should be probed often.
+    pub hunted: Option<Duration>,
     /// Probes in a row without facts.
     without_facts: u32,
     facts_at: Option<Instant>,
@@ -58,13 +62,36 @@ impl Member {
             facts: None,
             hot_standby: None,
             suspect: 0,
-            hunted: false,
+            hunted: None,
             without_facts: 0,
             facts_at: None,
             lag_at: None,
             unused: None,
             unsettled_since: None,
         }
+    }
+
+    /// A node of which somebody else has told the state.
+    pub fn resume(state: &NodeState) -> Self {
+        let demoted = state.node.role == Role::Primary && state.role == Role::Standby;
+        Self {
+            state: state.clone(),
+            verdict: Verdict::resume(state.health),
+            hot_standby: demoted.then_some(true),
+            unused: state.last_error.as_deref().and_then(Quarantine::from_words),
+            ..Self::new(Arc::clone(&state.node), &BTreeMap::new())
+        }
+    }
+
+    /// Why the node was quarantined, as long as no probe has seen it otherwise: that it is back does not mean that it
+    /// follows.
+    pub fn quarantine_kept(&self) -> Option<Quarantine> {
+        self.unused.filter(|_| self.facts.is_none())
+    }
+
+    /// Whether the last that was heard of it was bad.
+    pub const fn is_doubted(&self) -> bool {
+        self.suspect > 0 || !self.verdict.is_settled()
     }
 
     /// Whether a configured node is this server under this name.
@@ -85,6 +112,7 @@ impl Member {
             probed: self.state.probed_at.is_some(),
             facts: self.facts.as_ref(),
             hot_standby: self.hot_standby,
+            barred: self.quarantine_kept().is_some(),
         }
     }
 
@@ -181,16 +209,17 @@ impl Member {
         self.state.health = health;
     }
 
-    /// Decides whether the node should be probed often. `seek`: there is no primary.
+    /// Decides whether the node should be probed often. `seek`: there is no primary, or it is in doubt.
     pub fn settle_hunt(&mut self, seek: bool, now: Instant) {
         let probed = self.state.probed_at.is_some();
         let sought = seek && probed && self.state.node.role != Role::Replica;
-        if sought || self.suspect > 0 || !self.verdict.is_settled() {
+        if sought || self.is_doubted() {
             let since = *self.unsettled_since.get_or_insert(now);
-            self.hunted = now.saturating_duration_since(since) < LONGEST_HUNT;
+            let young = now.saturating_duration_since(since) < LONGEST_HUNT;
+            self.hunted = if young { Some(HUNT_PAUSE) } else { sought.then_some(SEEK_PAUSE) };
         } else {
             self.unsettled_since = None;
-            self.hunted = false;
+            self.hunted = None;
         }
     }
 }

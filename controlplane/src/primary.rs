@@ -17,6 +17,8 @@ pub(crate) struct Claim<'a> {
     pub facts: Option<&'a Facts>,
     /// What the last probe or connection showed.
     pub hot_standby: Option<bool>,
+    /// It was quarantined, and no probe has seen it otherwise since.
+    pub barred: bool,
 }
 
 /// What was decided before; never forgotten while the process lives and a node remains.
@@ -28,6 +30,10 @@ pub(crate) struct Known {
     pub system: Option<u64>,
     /// Highest timeline that took writes; 0: none seen.
     pub timeline: u32,
+    /// Every node that may be the primary has been probed since the start.
+    pub looked: bool,
+    /// The last decision was that several nodes, or a copy, take writes: without facts nobody is believed.
+    pub contested: bool,
 }
 
 /// The answer.
@@ -62,7 +68,7 @@ pub(crate) enum Quarantine {
 /// Decides. `asks` says whether probes log in, so that facts can be expected.
 pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decision {
     let waiting = claims.iter().any(|claim| claim.role != Role::Replica && !claim.probed);
-    if asks && known.primary.is_none() && waiting {
+    if asks && !known.looked && waiting {
         return Decision::Nobody(Doubt::Waiting);
     }
     let system =
@@ -76,7 +82,7 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
         .filter(|(_, facts)| system.is_none_or(|system| facts.system == system))
         .collect();
     let Some((best, facts)) = writable.iter().max_by_key(|(_, facts)| facts.timeline) else {
-        return by_evidence(claims, known);
+        return by_evidence(claims, known, asks);
     };
     let equals = writable.iter().filter(|(_, other)| other.timeline == facts.timeline).count();
     if equals > 1 || writable.iter().any(|(_, other)| other.system != facts.system) {
@@ -90,15 +96,21 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
 }
 
 /// Without facts: the last or configured primary until it fails or reports itself a standby; then the one
-/// node that reports itself writable.
-fn by_evidence(claims: &[Claim<'_>], known: &Known) -> Decision {
-    let current = known.primary.or_else(|| configured(claims).map(|(i, _)| i));
-    let blind = |claim: &Claim<'_>| !claim.down && claim.facts.is_none();
+/// node that reports itself writable. Where timelines have been seen, only the last primary is believed without: an
+/// old one that was started again takes writes as well.
+fn by_evidence(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decision {
+    let ordered = asks && known.timeline > 0;
+    let last = known.primary.filter(|_| !(asks && known.contested));
+    let current = last.or_else(|| configured(claims).map(|(i, _)| i).filter(|_| !ordered));
+    let blind = |claim: &Claim<'_>| !claim.down && claim.facts.is_none() && !(asks && claim.barred);
     if let Some((i, claim)) = current.and_then(|i| claims.get(i).map(|claim| (i, claim)))
         && blind(claim)
         && claim.hot_standby != Some(true)
     {
         return Decision::Primary(i);
+    }
+    if ordered {
+        return Decision::Nobody(Doubt::NoneFit);
     }
     let mut writable = claims
         .iter()
@@ -143,6 +155,13 @@ pub(crate) fn quarantine(
 }
 
 impl Quarantine {
+    const ALL: [Self; 4] = [Self::OtherCluster, Self::WritableReplica, Self::OldTimeline, Self::SecondWriter];
+
+    /// What [`words`](Self::words) says, back again.
+    pub fn from_words(words: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|quarantine| quarantine.words() == words)
+    }
+
     /// For an operator.
     pub const fn words(self) -> &'static str {
         match self {
@@ -200,6 +219,7 @@ mod tests {
                     'h' => Some(true),
                     _ => facts.as_ref().map(|facts| facts.in_recovery),
                 },
+                barred: false,
             })
             .collect();
         let decision = decide(&claims, &known, asks);
@@ -210,7 +230,7 @@ mod tests {
     }
 
     const fn known(primary: usize, timeline: u32) -> Known {
-        Known { primary: Some(primary), system: Some(OURS), timeline }
+        Known { primary: Some(primary), system: Some(OURS), timeline, looked: true, contested: false }
     }
 
     #[test]
@@ -254,7 +274,13 @@ mod tests {
         use Decision::{Nobody, Primary};
         use Doubt::{NoneFit, Split};
         let nothing = Known::default();
-        let last = |primary| Known { primary: Some(primary), system: None, timeline: 0 };
+        let last = |primary| Known {
+            primary: Some(primary),
+            system: None,
+            timeline: 0,
+            looked: true,
+            contested: false,
+        };
         for (nodes, known, expected) in [
             ("Pn Sn", nothing, Primary(0)),
             ("P? S?", nothing, Primary(0)),

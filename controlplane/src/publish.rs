@@ -65,13 +65,17 @@ impl Publisher {
 }
 
 fn snapshot(cluster: &Cluster, revision: u64) -> Snapshot {
+    let key = cluster.key();
     Snapshot {
         revision,
         config_revision: cluster.spec().revision,
-        epoch: cluster.epoch(),
-        timeline: cluster.timeline(),
+        epoch: key.epoch,
+        timeline: key.timeline,
+        incarnation: key.incarnation,
         system: cluster.system(),
+        last_primary: cluster.last_primary().cloned(),
         settings: Arc::clone(&cluster.spec().settings),
+        health: Arc::new(cluster.spec().health.clone()),
         nodes: cluster.states().cloned().collect(),
         primary: cluster.primary(),
     }

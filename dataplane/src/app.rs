@@ -9,7 +9,7 @@ use crate::limits::Clients;
 use crate::listener::{self, WorkerThread, start_worker};
 use crate::pool::{Identities, Pools, sweep};
 use crate::registry::{self, Registry};
-use crate::standalone::Standalone;
+use crate::standalone::{self, Standalone};
 use crate::statements::Scope;
 use crate::worker::{Shared, TellEvidence};
 use helios_proto::config::Config;
@@ -154,7 +154,10 @@ async fn follow(
 impl Control {
     fn start(config: &Config, stop: &CancellationToken, tasks: &TaskTracker) -> io::Result<Self> {
         match &config.control_plane {
-            Some(plane) => Ok(Self::Remote(Remote::start(config, plane, stop.clone(), tasks))),
+            Some(plane) => {
+                let arbiter = standalone::arbiter(stop, tasks);
+                Ok(Self::Remote(Remote::start(config, plane, arbiter, stop.clone(), tasks)))
+            }
             None => Standalone::start(config, stop, tasks).map(Self::Standalone),
         }
     }

@@ -1,12 +1,14 @@
 //! The data plane's side of a control plane elsewhere: takes snapshots from its stream, keeps the last good one on disk,
-//! and serves from what it has for as long as nobody answers. The only user of generated types here. Owner of one task
-//! for the stream and one for the file. Never waits for a session, and never takes a snapshot that goes back.
+//! and goes on alone for as long as nobody answers. The only user of generated types here. Owner of one task for the
+//! stream, one for the file and one that takes over. Never waits for a session, never takes a snapshot that goes back.
 
+pub mod alone;
 mod last_good;
 mod stream;
 
 use crate::listener::WorkerThread;
 use crate::worker::{Shared, TellEvidence};
+use alone::StartArbiter;
 use helios_proto::config::{Config, ControlPlane};
 use helios_proto::model::{Evidence, Health, NodeName, NodeOps, NodeState, Role, Snapshot, Spec};
 use helios_proto::wire::v1;
@@ -27,6 +29,10 @@ pub type StatusOf = Box<dyn Fn() -> v1::Status + Send + Sync>;
 /// What is known about the way to the control plane, for metrics and /health.
 pub struct Link {
     connected: AtomicBool,
+    /// What is in force comes from the control plane, on a stream that lives.
+    led: watch::Sender<bool>,
+    /// This process probes the nodes itself.
+    alone: AtomicBool,
     /// Snapshots refused as a whole.
     pub refused: AtomicU64,
     /// When the control plane last confirmed what is in force.
@@ -38,7 +44,8 @@ pub struct Link {
 /// A control plane elsewhere.
 pub struct Remote {
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    evidence: mpsc::Sender<(NodeName, Evidence)>,
+    /// For the control plane, and for who takes its place.
+    evidence: [mpsc::Sender<(NodeName, Evidence)>; 2],
     link: Arc<Link>,
     status: Arc<OnceLock<StatusOf>>,
 }
@@ -49,6 +56,8 @@ impl Link {
     pub fn new(local: bool) -> Arc<Self> {
         Arc::new(Self {
             connected: AtomicBool::new(local),
+            led: watch::channel(local).0,
+            alone: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             confirmed: Mutex::new(Instant::now()),
             local,
@@ -70,8 +79,31 @@ impl Link {
         self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
+    /// Whether this process probes the nodes itself because the control plane is away.
+    #[must_use]
+    pub fn alone(&self) -> bool {
+        self.alone.load(Ordering::Relaxed)
+    }
+
     fn set_connected(&self, connected: bool) {
         self.connected.store(connected, Ordering::Relaxed);
+    }
+
+    fn set_alone(&self, alone: bool) {
+        self.alone.store(alone, Ordering::Relaxed);
+    }
+
+    /// Whether the control plane leads, and notice when that changes.
+    fn leadership(&self) -> watch::Receiver<bool> {
+        self.led.subscribe()
+    }
+
+    fn is_led(&self) -> bool {
+        *self.led.borrow()
+    }
+
+    fn set_led(&self, led: bool) {
+        self.led.send_if_modified(|now| std::mem::replace(now, led) != led);
     }
 
     fn confirm(&self) {
@@ -85,6 +117,7 @@ impl Remote {
     pub fn start(
         config: &Config,
         plane: &ControlPlane,
+        arbiter: StartArbiter,
         stop: CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {
@@ -103,8 +136,17 @@ impl Remote {
         };
         let (publish, snapshots) = watch::channel(Arc::new(first));
         let (evidence, seen) = mpsc::channel(QUEUE);
+        let (evidence_alone, seen_alone) = mpsc::channel(QUEUE);
         let (keep, kept) = watch::channel(None);
+        let (publish, keep) = (Arc::new(publish), Arc::new(keep));
         let (link, status) = (Link::new(false), Arc::new(OnceLock::new()));
+        let guard = alone::Guard {
+            start: arbiter,
+            publish: Arc::clone(&publish),
+            keep: Arc::clone(&keep),
+            evidence: seen_alone,
+            link: Arc::clone(&link),
+        };
         let client = stream::Client {
             name: plane.name.clone().unwrap_or_else(|| default_name(config.listen.port())),
             plane: plane.clone(),
@@ -117,10 +159,11 @@ impl Remote {
             status: Arc::clone(&status),
         };
         tracker.spawn(client.run(stop.clone()));
+        tracker.spawn(guard.run(stop.clone()));
         if let Some(place) = file {
             tracker.spawn(place.run(kept, stop));
         }
-        Self { snapshots, evidence, link, status }
+        Self { snapshots, evidence: [evidence, evidence_alone], link, status }
     }
 
     /// Snapshots as they come; the first is there already.
@@ -132,8 +175,13 @@ impl Remote {
     /// Where sessions report what they saw of a node; never waits.
     #[must_use]
     pub fn evidence(&self) -> TellEvidence {
-        let queue = self.evidence.clone();
-        Box::new(move |node, evidence| drop(queue.try_send((node.clone(), evidence))))
+        let (queues, link) = (self.evidence.clone(), self.link());
+        Box::new(move |node, evidence| {
+            let [stream, alone] = &queues;
+            // Dropped when nobody can keep up: there will be more.
+            let queue = if link.is_led() { stream } else { alone };
+            drop(queue.try_send((node.clone(), evidence)));
+        })
     }
 
     /// The state of the link.
@@ -168,8 +216,11 @@ fn seed(spec: &Spec) -> Snapshot {
         config_revision: 0,
         epoch: 0,
         timeline: 0,
+        incarnation: 0,
         system: None,
+        last_primary: None,
         settings: Arc::clone(&spec.settings),
+        health: Arc::new(spec.health.clone()),
         nodes: spec.nodes.iter().map(state).collect(),
         primary: spec.nodes.iter().position(|node| node.role == Role::Primary),
     }

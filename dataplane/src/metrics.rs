@@ -246,6 +246,9 @@ fn control(families: &mut Vec<MetricFamily>, link: &Link) {
         MetricType::GAUGE,
         connected,
     ));
+    let alone = vec![gauge(&[], if link.alone() { 1.0 } else { 0.0 })];
+    let help = "1 if the control plane is away and this process probes the nodes itself.";
+    families.push(family("autonomous", help, MetricType::GAUGE, alone));
     let age = vec![gauge(&[], link.age().as_secs_f64())];
     let help = "Since the control plane confirmed what is in force.";
     families.push(family("snapshot_age_seconds", help, MetricType::GAUGE, age));

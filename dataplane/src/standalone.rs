@@ -1,12 +1,15 @@
 //! The embedded control plane: the same core as `helios-controlplane`, inside this process, fed by the file; and the same
-//! service for operators, on a loopback address. The only module that starts it.
+//! service for operators, on a loopback address. Also its core alone, for a data plane that lost its control plane. The
+//! only module that starts either.
 
 mod explain;
 
 use self::explain::explain;
+use crate::control::alone::{Arbiter, StartArbiter};
 use crate::control::{self, Link, StatusOf};
 use crate::pool::Pools;
 use crate::worker::TellEvidence;
+use helios_controlplane::Handle;
 use helios_controlplane::core::Core;
 use helios_controlplane::fleet::{Ack, Identity, Seat};
 use helios_controlplane::grpc;
@@ -34,6 +37,18 @@ pub struct Standalone {
     /// Its place among the data planes: the only one.
     seat: Arc<Seat>,
     started: Instant,
+}
+
+/// Starts the core that goes on from a snapshot: it probes, decides and tells, and takes no orders.
+#[must_use]
+pub fn arbiter(stop: &CancellationToken, tracker: &TaskTracker) -> StartArbiter {
+    let (stop, tracker) = (stop.clone(), tracker.clone());
+    Box::new(move |from| {
+        let own = stop.child_token();
+        let Handle { snapshots, events } = helios_controlplane::go_on(from, own.clone(), &tracker);
+        let tell = Box::new(move |node, seen| events.evidence(node, seen));
+        Arbiter { snapshots, tell, stop: own.drop_guard() }
+    })
 }
 
 impl Standalone {

@@ -305,14 +305,31 @@ pub struct Snapshot {
     pub epoch: u64,
     /// Highest timeline seen on a primary; 0 if none was seen.
     pub timeline: u32,
+    /// Grows when the cluster is another one than before: timelines of different incarnations do not compare.
+    pub incarnation: u32,
     /// System identifier of the cluster, once known.
     pub system: Option<u64>,
+    /// Name of the last node that took writes, also while there is none.
+    pub last_primary: Option<NodeName>,
     /// Settings in force.
     pub settings: Arc<Settings>,
+    /// How nodes are probed: by the control plane, or by a data plane that lost it.
+    pub health: Arc<HealthSettings>,
     /// Nodes in configuration order.
     pub nodes: Vec<NodeState>,
     /// Index into `nodes` of the node that takes writes; `None`: there is none now, writes wait.
     pub primary: Option<usize>,
+}
+
+/// Which topology is newer, whoever found it out: compared in the order of the fields.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TopologyKey {
+    /// Grows when the cluster is another one.
+    pub incarnation: u32,
+    /// Highest timeline of a primary; 0: not known.
+    pub timeline: u32,
+    /// Changes of primary.
+    pub epoch: u64,
 }
 
 /// What a data plane saw on its connections to a node. A hint: the control plane probes before it believes.
@@ -373,6 +390,21 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("******")
+    }
+}
+
+// === impl HealthSettings ===
+
+impl Default for HealthSettings {
+    /// As a file that says nothing has it.
+    fn default() -> Self {
+        Self {
+            check_interval: Duration::from_secs(5),
+            check_timeout: Duration::from_secs(3),
+            failure_threshold: 3,
+            success_threshold: 2,
+            credential: None,
+        }
     }
 }
 
@@ -437,5 +469,11 @@ impl Snapshot {
     #[must_use]
     pub fn primary(&self) -> Option<&NodeState> {
         self.primary.and_then(|i| self.nodes.get(i))
+    }
+
+    /// What must never go back.
+    #[must_use]
+    pub const fn key(&self) -> TopologyKey {
+        TopologyKey { incarnation: self.incarnation, timeline: self.timeline, epoch: self.epoch }
     }
 }

@@ -289,7 +289,8 @@ impl Cluster {
             counts[*role as usize] += 1;
             let name = match role {
                 Role::Primary => "primary".to_owned(),
-                Role::Standby => "standby".to_owned(),
+                Role::Standby if counts[Role::Standby as usize] == 1 => "standby".to_owned(),
+                Role::Standby => format!("standby-{}", counts[Role::Standby as usize]),
                 Role::Replica => format!("replica-{}", counts[Role::Replica as usize]),
             };
             Node { data: dir.join(&name), name, role: *role, port: free_port(), sockets: dir.clone() }

@@ -83,14 +83,14 @@ impl Stage {
     }
 
     fn hunted(&self) -> Vec<bool> {
-        self.cluster.hunted().collect()
+        self.cluster.hunted().map(|pause| pause == Some(Duration::from_millis(50))).collect()
     }
 }
 
 #[test]
 fn without_login_the_configured_primary_serves_from_the_start() {
     let stage = Stage::new(THREE);
-    assert_eq!((stage.primary(), stage.cluster.epoch()), (Some("primary"), 1));
+    assert_eq!((stage.primary(), stage.cluster.key().epoch), (Some("primary"), 1));
     assert_eq!(stage.state(0).health, Health::Unknown);
 }
 
@@ -157,7 +157,7 @@ fn a_primary_that_is_down_leaves_writes_waiting_and_comes_back_as_itself() {
     assert_eq!((stage.primary(), stage.state(0).role), (None, Role::Primary));
     stage.answers(0);
     stage.answers(0);
-    assert_eq!((stage.primary(), stage.cluster.epoch()), (Some("primary"), 1));
+    assert_eq!((stage.primary(), stage.cluster.key().epoch), (Some("primary"), 1));
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn without_login_a_standby_that_shows_itself_writable_takes_over() {
     stage.goes_down(0);
     assert_eq!(stage.primary(), None);
     assert_eq!(stage.shows(1, Evidence::InHotStandby(false)), Change::State);
-    assert_eq!((stage.primary(), stage.cluster.epoch()), (Some("standby"), 2));
+    assert_eq!((stage.primary(), stage.cluster.key().epoch), (Some("standby"), 2));
     assert_eq!(stage.state(0).role, Role::Standby);
     stage.answers(0);
     stage.answers(0);
@@ -185,9 +185,9 @@ fn a_promotion_is_followed_and_the_old_primary_is_shut_out() {
     stage.writes(0, 1, 100);
     stage.replays(1, 100);
     stage.replays(2, 100);
-    assert_eq!((stage.primary(), stage.cluster.epoch()), (Some("primary"), 1));
+    assert_eq!((stage.primary(), stage.cluster.key().epoch), (Some("primary"), 1));
     assert_eq!(stage.writes(1, 2, 110), Change::State);
-    assert_eq!((stage.primary(), stage.cluster.epoch()), (Some("standby"), 2));
+    assert_eq!((stage.primary(), stage.cluster.key().epoch), (Some("standby"), 2));
     assert_eq!((stage.state(1).role, stage.state(0).role), (Role::Primary, Role::Standby));
     stage.writes(0, 1, 999);
     assert_eq!(stage.primary(), Some("standby"), "a higher position on a lower timeline means nothing");
@@ -209,7 +209,7 @@ fn two_writers_on_one_timeline_stop_writes_until_one_gives_in() {
     stage.writes(1, 1, 100);
     assert_eq!(stage.primary(), None);
     stage.replays(1, 100);
-    assert_eq!((stage.primary(), stage.cluster.epoch()), (Some("primary"), 1));
+    assert_eq!((stage.primary(), stage.cluster.key().epoch), (Some("primary"), 1));
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn a_reload_keeps_what_is_known_about_nodes_that_stay() {
         [[nodes]]\nhost = \"elsewhere\"\nrole = \"replica\"\nname = \"replica-1\"\n";
     assert_eq!(stage.cluster.apply(Event::Reload(spec(text)), stage.now), Change::State);
     assert_eq!(
-        (stage.primary(), stage.cluster.epoch()),
+        (stage.primary(), stage.cluster.key().epoch),
         (Some("standby"), 2),
         "the index moved, the primary did not"
     );
@@ -284,4 +284,72 @@ fn a_reload_keeps_what_is_known_about_nodes_that_stay() {
     let text = "[[nodes]]\nhost = \"p\"\nrole = \"primary\"\n";
     stage.cluster.apply(Event::Reload(spec(text)), stage.now);
     assert_eq!(stage.primary(), None, "it is still down");
+}
+
+#[test]
+fn what_a_data_plane_found_out_alone_is_learnt_and_nothing_goes_back() {
+    let mut stage = Stage::new(&format!("{LOGIN}{THREE}"));
+    stage.writes(0, 1, 100);
+    stage.replays(1, 100);
+    stage.replays(2, 100);
+    assert_eq!((stage.primary(), stage.cluster.key().epoch), (Some("primary"), 1));
+    let key = |incarnation, timeline, epoch| TopologyKey { incarnation, timeline, epoch };
+    let standby = Some(NodeName::new("standby"));
+    let held = |key, system| Held { revision: 9, key, last_primary: standby.clone(), system: Some(system) };
+    for older in [held(key(0, 1, 1), 7), held(key(0, 0, 9), 7), held(key(0, 2, 2), 99)] {
+        stage.cluster.apply(Event::Held(older), stage.now);
+        assert_eq!(
+            (stage.primary(), stage.cluster.key()),
+            (Some("primary"), key(0, 1, 1)),
+            "not newer, or not ours"
+        );
+    }
+    stage.cluster.apply(Event::Held(held(key(0, 2, 2), 7)), stage.now);
+    assert_eq!(
+        (stage.primary(), stage.cluster.key()),
+        (None, key(0, 2, 2)),
+        "the old one is on an old timeline"
+    );
+    stage.writes(1, 2, 200);
+    assert_eq!((stage.primary(), stage.cluster.key()), (Some("standby"), key(0, 2, 2)), "no second change");
+    assert_eq!(stage.state(0).health, Health::Down);
+}
+
+#[test]
+fn a_data_plane_goes_on_from_what_was_in_force() {
+    let mut stage = Stage::new(&format!("{LOGIN}{THREE}"));
+    stage.writes(0, 1, 100);
+    stage.replays(1, 100);
+    stage.replays(2, 100);
+    stage.goes_down(2);
+    let (_, snapshots) = crate::publish::Publisher::new(&stage.cluster, 0, stage.now);
+    let snapshot = snapshots.borrow().as_ref().clone();
+    let mut alone = Stage { cluster: Cluster::resume(&snapshot), nodes: stage.nodes.clone(), now: stage.now };
+    assert_eq!((alone.primary(), alone.cluster.key()), (Some("primary"), stage.cluster.key()));
+    assert_eq!((alone.state(0).health, alone.state(2).health), (Health::Up, Health::Down));
+    alone.writes(1, 2, 200);
+    assert_eq!(alone.primary(), Some("standby"));
+    // Without a primary nothing but a timeline makes one: not the configuration, not a flag.
+    let nobody = Snapshot { primary: None, last_primary: None, ..snapshot };
+    alone = Stage { cluster: Cluster::resume(&nobody), nodes: stage.nodes.clone(), now: stage.now };
+    alone.shows(0, Evidence::InHotStandby(false));
+    assert_eq!(alone.primary(), None);
+    alone.writes(0, 1, 100);
+    assert_eq!(alone.primary(), None, "the standby may be the newer primary");
+    alone.replays(1, 100);
+    assert_eq!(alone.primary(), Some("primary"));
+}
+
+#[test]
+fn another_cluster_starts_a_new_incarnation() {
+    let mut stage = Stage::new(&format!("{LOGIN}{THREE}"));
+    stage.writes(0, 7, 100);
+    stage.replays(1, 100);
+    let other = spec(&format!("{LOGIN}[[nodes]]\nhost = \"elsewhere\"\nrole = \"primary\"\n"));
+    stage.nodes.clone_from(&other.nodes);
+    let before = stage.cluster.key();
+    stage.cluster.apply(Event::Reload(other), stage.now);
+    stage.writes(0, 1, 100);
+    assert_eq!((stage.primary(), stage.cluster.key().timeline), (Some("primary"), 1));
+    assert!(stage.cluster.key() > before, "though the timeline is lower");
 }

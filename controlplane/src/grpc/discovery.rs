@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use helios_proto::model::{NodeName, Snapshot};
+use helios_proto::model::{NodeName, NodeState, Snapshot, TopologyKey};
 use helios_proto::wire::v1::discovery_server::Discovery;
 use helios_proto::wire::v1::{self, cp_msg, dp_msg};
 use helios_proto::wire::{self, Refused};
@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Caller;
+use crate::cluster::Held;
 use crate::coordinator::Events;
 use crate::fleet::{Ack, Fleet, Identity, Seat};
 
@@ -29,6 +30,10 @@ const SILENCE: Duration = Duration::from_secs(10);
 const LONGEST_NAME: usize = 200;
 /// An epoch or revision beyond this was never reached by counting.
 const ABSURD: u64 = 1 << 62;
+/// More promotions than a data plane can have seen alone.
+const LONGEST_LEAP: u32 = 1_000;
+/// Longest wait of a stream for the first look at the nodes; a data plane waits 4 s for the answer to its call.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// The service.
 pub struct Service {
@@ -72,13 +77,18 @@ impl Discovery for Service {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let seat = self.admit(&hello, from)?;
-        if (self.snapshots.borrow().revision, self.snapshots.borrow().epoch) < (hello.revision, hello.epoch) {
+        let held = held(&hello);
+        let (revision, key) = (self.snapshots.borrow().revision, self.snapshots.borrow().key());
+        if revision < held.revision || key < held.key {
             tracing::warn!(
-                dataplane = %hello.dp_id, revision = hello.revision, epoch = hello.epoch,
-                "a data plane is further than this control plane: the store was lost, or there are two; going on from there"
+                dataplane = %hello.dp_id, revision = hello.revision, ours = revision,
+                epoch = hello.epoch, timeline = hello.timeline,
+                "a data plane is further than this control plane: it went on alone, the store was lost, or there are \
+                 two; going on from there"
             );
         }
-        self.events.held(hello.revision, hello.epoch).await;
+        self.events.held(held).await;
+        self.looked().await;
         let (to_dataplane, outgoing) = mpsc::channel(1);
         let (sent, acknowledged) = watch::channel(None);
         let stop = self.stop.child_token();
@@ -99,6 +109,15 @@ impl Discovery for Service {
 }
 
 impl Service {
+    /// Just started, this control plane says nothing before it has looked at the nodes: data planes know more.
+    async fn looked(&self) {
+        let looked = |state: &NodeState| state.probed_at.is_some();
+        let mut snapshots = self.snapshots.clone();
+        let wait = snapshots.wait_for(|snapshot| snapshot.nodes.iter().all(looked));
+        // Late or stopping: the stream shows what there is.
+        let _ = timeout(LOOK, wait).await;
+    }
+
     fn admit(&self, hello: &v1::Hello, address: String) -> Result<Seat, Status> {
         let v1::Hello { cluster, dp_id, boot_id, version, revision, epoch, .. } = hello;
         if *cluster != self.cluster {
@@ -108,12 +127,25 @@ impl Service {
         if [dp_id, boot_id, version].iter().any(|text| text.len() > LONGEST_NAME) || dp_id.is_empty() {
             return Err(Status::invalid_argument("dp_id is empty, or a name is too long"));
         }
-        if *revision > ABSURD || *epoch > ABSURD {
-            return Err(Status::invalid_argument("revision or epoch is out of range"));
+        let ours = self.snapshots.borrow().timeline;
+        let leap = ours > 0 && hello.timeline > ours.saturating_add(LONGEST_LEAP);
+        if *revision > ABSURD || *epoch > ABSURD || leap {
+            return Err(Status::invalid_argument("revision, epoch or timeline is out of range"));
         }
         tracing::info!(dataplane = %dp_id, from = %address, %version, "data plane connected");
         let (id, boot_id, version) = (dp_id.clone(), boot_id.clone(), version.clone());
         Ok(self.fleet.join(Identity { id, boot_id, version, address }))
+    }
+}
+
+/// What a data plane holds.
+fn held(hello: &v1::Hello) -> Held {
+    let v1::Hello { revision, epoch, timeline, incarnation, last_primary, system, .. } = hello;
+    Held {
+        revision: *revision,
+        key: TopologyKey { incarnation: *incarnation, timeline: *timeline, epoch: *epoch },
+        last_primary: Some(last_primary).filter(|name| !name.is_empty()).map(|name| NodeName::new(name)),
+        system: *system,
     }
 }
 
@@ -180,9 +212,7 @@ impl Writer {
 
 /// Whether two snapshots differ in nothing but what is known about the nodes.
 fn same_configuration(a: &Snapshot, b: &Snapshot) -> bool {
-    let nodes = |(a, b): (&helios_proto::model::NodeState, &helios_proto::model::NodeState)| {
-        a.node == b.node && a.ops == b.ops
-    };
+    let nodes = |(a, b): (&NodeState, &NodeState)| a.node == b.node && a.ops == b.ops;
     a.config_revision == b.config_revision
         && Arc::ptr_eq(&a.settings, &b.settings)
         && a.nodes.len() == b.nodes.len()

@@ -18,9 +18,6 @@ mod verdict;
 
 pub(crate) use verdict::Verdict;
 
-/// Pause between two probes of a node while it is hunted.
-const HUNT_PAUSE: Duration = Duration::from_millis(100);
-
 /// What a probe that logged in saw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -70,14 +67,14 @@ pub(crate) enum FailureKind {
 /// A node's probe task; ends when dropped.
 pub(crate) struct Task {
     pub node: Arc<Node>,
-    hunt: watch::Sender<bool>,
+    hunt: watch::Sender<Option<Duration>>,
     _stop: DropGuard,
 }
 
 /// What a probe task waits for.
 struct Wake {
     rounds: watch::Receiver<u64>,
-    hunt: watch::Receiver<bool>,
+    hunt: watch::Receiver<Option<Duration>>,
     stop: CancellationToken,
 }
 
@@ -107,16 +104,16 @@ impl Task {
         (stop, tracker): (&CancellationToken, &TaskTracker),
     ) -> Self {
         let stop = stop.child_token();
-        let (hunt, hunted) = watch::channel(false);
+        let (hunt, hunted) = watch::channel(None);
         let prober = Prober::new(Arc::clone(&node), settings.credential.clone(), settings.check_timeout);
         let wake = Wake { rounds, hunt: hunted, stop: stop.clone() };
         tracker.spawn(run(Arc::clone(&node), prober, wake, events));
         Self { node, hunt, _stop: stop.drop_guard() }
     }
 
-    /// Probes at once and every 100 ms, or only once per round again.
-    pub fn hunt(&self, on: bool) {
-        self.hunt.send_if_modified(|now| std::mem::replace(now, on) != on);
+    /// Probes at once and with this pause, or only once per round again.
+    pub fn hunt(&self, pause: Option<Duration>) {
+        self.hunt.send_if_modified(|now| std::mem::replace(now, pause) != pause);
     }
 }
 
@@ -137,9 +134,10 @@ async fn run(node: Arc<Node>, mut prober: Prober, mut wake: Wake, events: mpsc::
 impl Wake {
     /// Waits until it is time to probe; false: time to stop.
     async fn wait(&mut self) -> bool {
-        let next = Instant::now() + HUNT_PAUSE;
+        let probed = Instant::now();
         let mut hunting = *self.hunt.borrow_and_update();
         loop {
+            let next = hunting.map(|pause| probed + pause);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return false,
@@ -150,11 +148,11 @@ impl Wake {
                     if flag.is_err() {
                         return false;
                     }
-                    if hunting && !before {
+                    if hunting.is_some() && before.is_none() {
                         return true;
                     }
                 }
-                () = sleep_until(next), if hunting => return true,
+                () = sleep_until(next.unwrap_or(probed)), if next.is_some() => return true,
             }
         }
     }

@@ -16,6 +16,11 @@ impl Verdict {
         Self { health: Health::Unknown, failures: 0, successes: 0 }
     }
 
+    /// A verdict that somebody else has spoken.
+    pub const fn resume(health: Health) -> Self {
+        Self { health, failures: 0, successes: 0 }
+    }
+
     pub const fn health(self) -> Health {
         self.health
     }

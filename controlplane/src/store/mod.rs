@@ -46,6 +46,7 @@ pub struct Document {
 
 /// What must not be forgotten about the cluster when the control plane restarts, so that nothing goes back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Latch {
     /// A revision of a snapshot that was reached.
     pub snapshot: u64,
@@ -53,6 +54,8 @@ pub struct Latch {
     pub epoch: u64,
     /// Highest timeline of a primary.
     pub timeline: u32,
+    /// Grows when the cluster is another one.
+    pub incarnation: u32,
     /// System identifier of the cluster.
     pub system: Option<u64>,
     /// Last primary.

@@ -58,8 +58,14 @@ fn promises(store: &dyn Store) {
     let ops: Ops = [(NodeName::new("a"), marks), (NodeName::new("b"), NodeOps::default())].into();
     store.save_ops(&ops).unwrap();
     assert_eq!(store.ops().unwrap(), ops);
-    let latch =
-        Latch { snapshot: 9, epoch: 3, timeline: 2, system: Some(u64::MAX), primary: Some("a".to_owned()) };
+    let latch = Latch {
+        snapshot: 9,
+        epoch: 3,
+        timeline: 2,
+        incarnation: 1,
+        system: Some(u64::MAX),
+        primary: Some("a".to_owned()),
+    };
     store.save_latch(&latch).unwrap();
     assert_eq!(store.latch().unwrap(), latch);
     for (actor, verb) in [("a", "AddNode"), ("b", "SetNode"), ("a", "PoolOp")] {

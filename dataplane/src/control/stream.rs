@@ -46,11 +46,11 @@ pub struct Client {
     /// Of this process.
     pub boot_id: String,
     /// Where snapshots go.
-    pub publish: watch::Sender<Arc<Snapshot>>,
+    pub publish: Arc<watch::Sender<Arc<Snapshot>>>,
     /// Hash of the resources in force, as they were sent; empty: not from a control plane.
     pub held_hash: Vec<u8>,
     /// Where snapshots worth keeping go.
-    pub keep: watch::Sender<Kept>,
+    pub keep: Arc<watch::Sender<Kept>>,
     /// What sessions saw.
     pub evidence: mpsc::Receiver<(NodeName, Evidence)>,
     /// For metrics.
@@ -78,6 +78,7 @@ impl Client {
             };
             let was = self.link.connected();
             self.link.set_connected(false);
+            self.link.set_led(false);
             let why = match &ended {
                 Ok(()) => "the stream ended".to_owned(),
                 Err(status) => status.message().to_owned(),
@@ -95,7 +96,6 @@ impl Client {
                 biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(jittered) => {}
-                () = discard(&mut self.evidence) => {}
             }
             pause = pause.mul_f64(1.6).min(PAUSES.1);
         }
@@ -137,6 +137,10 @@ impl Client {
             revision: held.revision,
             sha256: self.held_hash.clone(),
             epoch: held.epoch,
+            incarnation: held.incarnation,
+            timeline: held.timeline,
+            last_primary: held.last_primary.as_ref().map(NodeName::to_string).unwrap_or_default(),
+            system: held.system,
         }
     }
 
@@ -187,6 +191,9 @@ impl Client {
     }
 
     fn full(&mut self, nonce: u64, full: v1::Full, outgoing: &Outgoing) -> Result<(), Status> {
+        let was_led = self.link.is_led();
+        // From here on nobody else puts anything in force.
+        self.link.set_led(true);
         let held = Arc::clone(&self.publish.borrow());
         let revision = full.topology.as_ref().map_or(0, |topology| topology.revision);
         if !self.held_hash.is_empty() && revision == held.revision && full.sha256 == self.held_hash {
@@ -204,6 +211,8 @@ impl Client {
                 self.put_in_force(snapshot, &held);
                 ack(outgoing, nonce, revision, rejected)
             }
+            // This data plane went on while the two were meeting: it says anew what it holds.
+            Err(refused) if !was_led => Err(Status::aborted(format!("its first word: {}", refused.reason))),
             Err(refused) => self.refuse(nonce, &held, refused, outgoing),
         }
     }
@@ -221,8 +230,8 @@ impl Client {
 
     fn put_in_force(&self, snapshot: Snapshot, before: &Snapshot) {
         let snapshot = Arc::new(snapshot);
-        let worth = (snapshot.epoch, snapshot.primary, snapshot.config_revision)
-            != (before.epoch, before.primary, before.config_revision);
+        let worth = (snapshot.key(), snapshot.primary, snapshot.config_revision)
+            != (before.key(), before.primary, before.config_revision);
         let hash_changed = self.keep.borrow().as_ref().map(|(_, hash)| hash) != Some(&self.held_hash);
         if worth || hash_changed {
             self.keep.send_replace(Some((Arc::clone(&snapshot), self.held_hash.clone())));
@@ -265,12 +274,6 @@ fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Status> {
     })?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// Throws away what sessions saw while there is nobody to tell.
-async fn discard(evidence: &mut mpsc::Receiver<(NodeName, Evidence)>) {
-    while evidence.recv().await.is_some() {}
-    std::future::pending::<()>().await;
 }
 
 /// The innermost cause: "connection refused" rather than "transport error".

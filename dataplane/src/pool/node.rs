@@ -5,6 +5,7 @@
 //! with its worker while the oldest waiter is younger than [`MIGRATE_AFTER`], and with its identity while the
 //! oldest is younger than [`SWITCH_AFTER`].
 
+mod cords;
 mod ops;
 
 use super::identity::Identity;
@@ -33,10 +34,9 @@ pub struct NodePool {
     busy: AtomicU32,
     retired: AtomicBool,
     orders: ops::Orders,
+    cords: cords::Cords,
     /// Milliseconds since `born` until which the node is avoided.
     suspect_until: AtomicU64,
-    /// Grows when the node stops being the primary: connections from before are lost.
-    fence: AtomicU64,
     /// Health checks say that the node is down.
     down: AtomicBool,
     born: Instant,
@@ -100,7 +100,10 @@ pub struct Slot {
     identity: Arc<Identity>,
     /// Of the pool's orders to reconnect, when the place was taken.
     generation: u64,
-    fence: u64,
+    /// How often the pool's connections had been cut when the place was taken.
+    cuts: u64,
+    /// The pool's own handle on the connection.
+    cord: Option<u64>,
 }
 
 /// Counts for metrics.
@@ -126,8 +129,8 @@ impl NodePool {
             busy: AtomicU32::new(0),
             retired: AtomicBool::new(false),
             orders: ops::Orders::default(),
+            cords: cords::Cords::default(),
             suspect_until: AtomicU64::new(0),
-            fence: AtomicU64::new(0),
             down: AtomicBool::new(false),
             born: Instant::now(),
             inner: Mutex::default(),
@@ -221,7 +224,7 @@ impl NodePool {
         let expired = conn.expires.is_some_and(|at| at <= now);
         let mut inner = self.lock();
         let over = inner.total > self.max.load(Ordering::Relaxed);
-        let old = conn.slot.generation != self.orders.generation() || conn.slot.is_fenced();
+        let old = conn.slot.generation != self.orders.generation();
         if expired || over || old || self.retired.load(Ordering::Relaxed) {
             drop(inner);
             return conn.close();
@@ -269,12 +272,6 @@ impl NodePool {
         queue.into_iter().for_each(|queued| queued.waiter.finish(Outcome::Retired));
     }
 
-    /// Another node is the primary now: every connection to this one is lost, whatever it says.
-    pub fn depose(&self) {
-        self.fence.fetch_add(1, Ordering::AcqRel);
-        self.flush_idle();
-    }
-
     /// Takes over what health checks say: whether the node has just gone down.
     pub fn set_down(&self, down: bool) -> bool {
         !self.down.swap(down, Ordering::AcqRel) && down
@@ -294,6 +291,12 @@ impl NodePool {
         self.note(&inner);
         drop(inner);
         idle.into_values().flatten().for_each(ServerConn::close);
+    }
+
+    /// Cuts every connection, idle or in use: the node was the primary, and another one is.
+    pub fn cut(&self) {
+        self.cords.cut();
+        self.flush_idle();
     }
 
     /// Fails the waits that have passed their deadline.
@@ -509,16 +512,20 @@ impl Inner {
 }
 
 impl Slot {
-    /// Whether its connection was opened before the node stopped being the primary.
-    #[must_use]
-    pub fn is_fenced(&self) -> bool {
-        self.fence != self.pool.fence.load(Ordering::Acquire)
+    /// A place for a connection of this identity, just taken.
+    pub(super) fn new(pool: &Arc<NodePool>, identity: &Arc<Identity>) -> Self {
+        let (generation, cuts) = (pool.orders.generation(), pool.cords.cuts());
+        Self { pool: Arc::clone(pool), identity: Arc::clone(identity), generation, cuts, cord: None }
     }
 
-    /// A place that the pool has counted already.
-    fn new(pool: &Arc<NodePool>, identity: &Arc<Identity>) -> Self {
-        let (generation, fence) = (pool.orders.generation(), pool.fence.load(Ordering::Acquire));
-        Self { pool: Arc::clone(pool), identity: Arc::clone(identity), generation, fence }
+    /// Waits until the pool's connections are cut, or have been since the place was taken.
+    pub async fn cut(&self) {
+        self.pool.cords.wait_for_cut(self.cuts).await;
+    }
+
+    /// Lets the pool cut this connection, which has just been opened for this place.
+    pub fn hold(&mut self, io: &tokio::net::TcpStream) {
+        self.cord = self.pool.cords.hold(io, self.cuts);
     }
 
     /// The pool to which the place belongs.
@@ -536,6 +543,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if let Some(cord) = self.cord {
+            self.pool.cords.release(cord);
+        }
         self.pool.freed(&self.identity);
     }
 }

@@ -88,7 +88,16 @@ pub async fn open(
 ) -> Result<Box<ServerConn>, dial::DialError> {
     let identity = Arc::clone(slot.identity());
     let who = Who { user: &identity.user, database: &identity.database, params: &identity.params };
-    let (io, welcome) = dial::dial(&slot.pool().node, who, &identity.credential).await?;
+    let node = &slot.pool().node;
+    let (io, welcome) = tokio::select! {
+        biased;
+        opened = dial::dial(node, who, &identity.credential) => opened?,
+        // A frozen server would hold whoever waits for it until the timeout.
+        () = slot.cut() => {
+            let source = std::io::Error::other("another node has become the primary");
+            return Err(dial::DialError::Io { host: node.host.clone(), port: node.port, source });
+        }
+    };
     Ok(established(io, &welcome, slot, worker, lifetime))
 }
 
@@ -97,13 +106,14 @@ pub async fn open(
 pub fn established(
     io: tokio::net::TcpStream,
     welcome: &helios_pgwire::login::Welcome,
-    slot: Slot,
+    mut slot: Slot,
     worker: usize,
     lifetime: Option<Duration>,
 ) -> Box<ServerConn> {
     let identity = Arc::clone(slot.identity());
     let greeting = identity.greet(welcome);
     slot.pool().trust();
+    slot.hold(&io);
     let addr = io.peer_addr().unwrap_or_else(|_| ([0, 0, 0, 0], 0).into());
     let now = Instant::now();
     Box::new(ServerConn {

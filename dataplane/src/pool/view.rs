@@ -4,7 +4,7 @@
 use super::Identity;
 use super::node::{Caps, NodePool};
 use arc_swap::ArcSwap;
-use helios_proto::model::{Health, NodeName, NodeState, Overrides, PoolMode, Role, Settings, Snapshot};
+use helios_proto::model::{Health, NodeState, Overrides, PoolMode, Role, Settings, Snapshot};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,8 +34,7 @@ pub struct SessionSettings {
 /// The view in force. Readers never lock.
 pub struct Pools {
     current: Arc<ArcSwap<View>>,
-    /// Held while a snapshot is put in force: the last primary there was.
-    change: Mutex<Option<NodeName>>,
+    change: Mutex<()>,
 }
 
 impl View {
@@ -87,8 +86,7 @@ impl Pools {
     #[must_use]
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
         let view = bind(snapshot, &[]);
-        let primary = view.snapshot.primary.and_then(|at| Some(view.pools.get(at)?.node.name.clone()));
-        Self { current: Arc::new(ArcSwap::from_pointee(view)), change: Mutex::new(primary) }
+        Self { current: Arc::new(ArcSwap::from_pointee(view)), change: Mutex::new(()) }
     }
 
     /// Where readers that look often keep their own cached copy of the view.
@@ -104,9 +102,9 @@ impl Pools {
     }
 
     /// Puts a newer snapshot in force; an older one is ignored. Whether sessions have to look at their server connections:
-    /// a node went down, or another one is the primary now.
+    /// a node went down.
     pub fn apply(&self, snapshot: Arc<Snapshot>) -> bool {
-        let mut last_primary = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.view();
         if snapshot.revision <= old.snapshot.revision {
             return false;
@@ -118,15 +116,8 @@ impl Pools {
                 pool.retire();
             }
         }
-        let mut look = flush_failed(&old, &view);
-        if let Some(primary) = view.snapshot.primary.and_then(|at| view.pools.get(at)) {
-            let before = last_primary.replace(primary.node.name.clone());
-            let deposed = view.pools.iter().find(|pool| Some(&pool.node.name) == before.as_ref());
-            if let Some(deposed) = deposed.filter(|pool| !Arc::ptr_eq(pool, primary)) {
-                deposed.depose();
-                look = true;
-            }
-        }
+        let look = flush_failed(&old, &view);
+        cut_superseded(&old, &view);
         look
     }
 }
@@ -144,6 +135,19 @@ fn flush_failed(old: &View, new: &View) -> bool {
         }
     }
     any
+}
+
+/// When another node has become the primary, every connection to the old one ends now: what is open there may still
+/// look well, and would be lost.
+fn cut_superseded(old: &View, new: &View) {
+    let Some(before) = old.snapshot.last_primary.as_ref() else { return };
+    if new.snapshot.last_primary.as_ref() == Some(before) {
+        return;
+    }
+    if let Some(pool) = new.pools.iter().find(|pool| pool.node.name == *before) {
+        tracing::info!(node = %before, "another node is the primary: cutting the connections to this one");
+        pool.cut();
+    }
 }
 
 fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>]) -> View {

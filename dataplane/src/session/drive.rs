@@ -126,7 +126,7 @@ impl Session {
             }
         }
         let Some(server) = &mut self.server else { return Ok(false) };
-        if server.slot.is_fenced() || (self.core.replayable() && server.slot.pool().is_down()) {
+        if self.core.replayable() && server.slot.pool().is_down() {
             return Err(Step::ServerLost(None));
         }
         let n = match read(&mut server.io, cx, &mut bench.scratch) {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::v1::{self, resource::Body};
 use super::{check, send, words};
-use crate::model::{Health, Node, NodeName, NodeOps, NodeState, Role, Settings, Snapshot};
+use crate::model::{
+    Health, HealthSettings, Node, NodeName, NodeOps, NodeState, Role, Settings, Snapshot, TopologyKey,
+};
 
 /// A resource, or a whole message (`snapshot`), that is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,12 +52,19 @@ pub fn accept(sent: v1::Full, held: Option<&Snapshot>, now: Instant) -> Result<A
     if let Some(held) = held {
         forward(&topology, held)?;
     }
-    let mut draft =
-        Draft { held, settings: None, settings_seen: false, nodes: Vec::new(), rejected: Vec::new() };
+    let mut draft = Draft {
+        held,
+        settings: None,
+        settings_seen: false,
+        health: None,
+        nodes: Vec::new(),
+        rejected: Vec::new(),
+    };
     for resource in resources {
         draft.take(resource);
     }
     let (settings, configured) = (draft.settings.take(), std::mem::take(&mut draft.nodes));
+    let health = draft.health.take().or_else(|| held.map(|held| Arc::clone(&held.health)));
     let rejected = draft.rejected;
     let missing = |what: &str| {
         let why: Vec<_> = rejected.iter().map(|r| format!("; {}: {}", r.name, r.reason)).collect();
@@ -72,8 +81,11 @@ pub fn accept(sent: v1::Full, held: Option<&Snapshot>, now: Instant) -> Result<A
         config_revision,
         epoch: topology.epoch,
         timeline: topology.timeline,
+        incarnation: topology.incarnation,
         system: topology.system,
+        last_primary: last_primary(&topology),
         settings: Arc::new(settings),
+        health: health.unwrap_or_default(),
         nodes,
         primary,
     };
@@ -90,15 +102,31 @@ pub fn accept_topology(sent: &v1::Topology, held: &Snapshot, now: Instant) -> Re
     // The control plane may know nodes that were refused here.
     let unknown = |name: &str| held.nodes.iter().all(|state| state.node.name.as_str() != name);
     let (nodes, primary) = states(&configured, sent, &unknown, now)?;
-    let (revision, epoch, timeline, system) = (sent.revision, sent.epoch, sent.timeline, sent.system);
-    Ok(Snapshot { revision, epoch, timeline, system, nodes, primary, ..held.clone() })
+    let v1::Topology { revision, epoch, timeline, incarnation, system, .. } = *sent;
+    let last_primary = last_primary(sent);
+    Ok(Snapshot {
+        revision,
+        epoch,
+        timeline,
+        incarnation,
+        system,
+        last_primary,
+        nodes,
+        primary,
+        ..held.clone()
+    })
+}
+
+/// An older control plane names only the primary of now.
+fn last_primary(sent: &v1::Topology) -> Option<NodeName> {
+    [&sent.last_primary, &sent.primary].into_iter().find(|name| !name.is_empty()).map(|n| NodeName::new(n))
 }
 
 fn whole(reason: String) -> Refused {
     Refused { name: "snapshot".to_owned(), reason }
 }
 
-/// Nothing goes back: neither the revision nor the epoch.
+/// Nothing goes back: neither the revision nor the topology.
 fn forward(sent: &v1::Topology, held: &Snapshot) -> Result<(), Refused> {
     if sent.revision <= held.revision {
         return Err(whole(format!(
@@ -106,11 +134,14 @@ fn forward(sent: &v1::Topology, held: &Snapshot) -> Result<(), Refused> {
             sent.revision, held.revision
         )));
     }
-    if sent.epoch < held.epoch {
-        return Err(whole(format!(
-            "its epoch {} is older than {}, which is in force",
-            sent.epoch, held.epoch
-        )));
+    let key = TopologyKey { incarnation: sent.incarnation, timeline: sent.timeline, epoch: sent.epoch };
+    if key < held.key() {
+        let words = |key: TopologyKey| {
+            let TopologyKey { incarnation, timeline, epoch } = key;
+            format!("incarnation {incarnation}, timeline {timeline}, epoch {epoch}")
+        };
+        let (sent, held) = (words(key), words(held.key()));
+        return Err(whole(format!("its topology ({sent}) is older than the one in force ({held})")));
     }
     Ok(())
 }
@@ -120,6 +151,7 @@ struct Draft<'a> {
     held: Option<&'a Snapshot>,
     settings: Option<Settings>,
     settings_seen: bool,
+    health: Option<Arc<HealthSettings>>,
     nodes: Vec<(Arc<Node>, NodeOps)>,
     rejected: Vec<Refused>,
 }
@@ -144,7 +176,12 @@ impl Draft<'_> {
         if std::mem::replace(&mut self.settings_seen, true) {
             return Err("is there twice".to_owned());
         }
-        let checked = check::settings(sent);
+        let health = sent.health.clone().map(check::health).transpose();
+        let checked = health.and_then(|health| {
+            let settings = check::settings(sent)?;
+            self.health = health.map(Arc::new);
+            Ok(settings)
+        });
         let held = || {
             let held = self.held?.settings.as_ref().clone();
             Some(Settings { users: Vec::new(), databases: Vec::new(), ..held })

@@ -9,15 +9,15 @@ use super::words;
 use crate::config::keys::{Kind, Section};
 use crate::config::{bad_host, is_node_name, is_scram_verifier};
 use crate::model::{
-    AuthSettings, BalancerSettings, Database, Limits, Node, NodeName, NodeOps, Overrides, PoolSettings,
-    ReadYourWrites, Secret, Settings, User, UserProof,
+    AuthSettings, BalancerSettings, Database, HealthSettings, Limits, Node, NodeName, NodeOps, Overrides,
+    PoolSettings, ProbeCredential, ReadYourWrites, Secret, Settings, User, UserProof,
 };
 
 type Checked<T> = Result<T, String>;
 
 /// The general settings, without users and databases.
 pub(super) fn settings(sent: v1::Settings) -> Checked<Settings> {
-    let v1::Settings { pool, balancer, limits, auth, write_timeout_us } = sent;
+    let v1::Settings { pool, balancer, limits, auth, write_timeout_us, health: _ } = sent;
     Ok(Settings {
         pool: self::pool(pool.ok_or("has no pool settings")?)?,
         balancer: self::balancer(balancer.ok_or("has no balancer settings")?)?,
@@ -27,6 +27,34 @@ pub(super) fn settings(sent: v1::Settings) -> Checked<Settings> {
         databases: Vec::new(),
         write_timeout: seconds(Section::Top, "write_timeout_secs", write_timeout_us)?,
     })
+}
+
+/// How nodes are probed.
+pub(super) fn health(sent: settings::Health) -> Checked<HealthSettings> {
+    const S: Section = Section::Health;
+    let settings::Health {
+        check_interval_us,
+        check_timeout_us,
+        failure_threshold,
+        success_threshold,
+        credential,
+    } = sent;
+    Ok(HealthSettings {
+        check_interval: seconds(S, "check_interval_secs", check_interval_us)?,
+        check_timeout: seconds(S, "check_timeout_secs", check_timeout_us)?,
+        failure_threshold: whole(S, "failure_threshold", failure_threshold)?,
+        success_threshold: whole(S, "success_threshold", success_threshold)?,
+        credential: credential.map(probe_credential).transpose()?,
+    })
+}
+
+fn probe_credential(sent: settings::Credential) -> Checked<ProbeCredential> {
+    let settings::Credential { user, password, database } = sent;
+    let texts = [Some(&user), password.as_ref(), Some(&database)];
+    if user.is_empty() || database.is_empty() || texts.into_iter().flatten().any(|text| text.contains('\0')) {
+        return Err("the probe's user or database is empty, or holds a NUL byte".to_owned());
+    }
+    Ok(ProbeCredential { user, password: password.map(Secret::new), database })
 }
 
 fn pool(sent: settings::Pool) -> Checked<PoolSettings> {

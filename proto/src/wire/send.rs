@@ -8,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 use super::v1::{self, resource::Body, settings, user};
 use super::words;
 use crate::model::{
-    AuthSettings, BalancerSettings, Database, Limits, NodeOps, NodeState, Overrides, PoolSettings,
-    ReadYourWrites, Settings, Snapshot, User, UserProof,
+    AuthSettings, BalancerSettings, Database, HealthSettings, Limits, NodeName, NodeOps, NodeState,
+    Overrides, PoolSettings, ProbeCredential, ReadYourWrites, Settings, Snapshot, User, UserProof,
 };
 
 /// The whole snapshot. Holds the secrets of `[[users]]`.
@@ -34,6 +34,8 @@ pub fn topology(snapshot: &Snapshot, now: Instant) -> v1::Topology {
         timeline: snapshot.timeline,
         system: snapshot.system,
         nodes: snapshot.nodes.iter().map(|state| node_state(state, now)).collect(),
+        incarnation: snapshot.incarnation,
+        last_primary: snapshot.last_primary.as_ref().map(NodeName::to_string).unwrap_or_default(),
     }
 }
 
@@ -59,7 +61,7 @@ pub const fn ops(ops: NodeOps) -> v1::NodeOps {
 fn resources(snapshot: &Snapshot) -> Vec<v1::Resource> {
     let Settings { users, databases, .. } = snapshot.settings.as_ref();
     let resource = |name: String, body| v1::Resource { name, body: Some(body) };
-    let first = resource("settings".to_owned(), Body::Settings(general(&snapshot.settings)));
+    let first = resource("settings".to_owned(), Body::Settings(general(snapshot)));
     let users = users.iter().map(|user| resource(format!("user/{}", user.name), Body::User(one_user(user))));
     let databases = databases.iter().map(|database| {
         resource(format!("database/{}", database.name), Body::Database(one_database(database)))
@@ -99,14 +101,34 @@ fn node_state(state: &NodeState, now: Instant) -> v1::NodeState {
     }
 }
 
-fn general(settings: &Settings) -> v1::Settings {
-    let Settings { pool, balancer, limits, auth, users: _, databases: _, write_timeout } = settings;
+fn general(snapshot: &Snapshot) -> v1::Settings {
+    let Settings { pool, balancer, limits, auth, users: _, databases: _, write_timeout } =
+        snapshot.settings.as_ref();
     v1::Settings {
         pool: Some(pool_settings(pool)),
         balancer: Some(balancer_settings(balancer)),
         limits: Some(limit_settings(limits)),
         auth: Some(auth_settings(auth)),
         write_timeout_us: micros(*write_timeout),
+        health: Some(health_settings(&snapshot.health)),
+    }
+}
+
+fn health_settings(settings: &HealthSettings) -> settings::Health {
+    let HealthSettings { check_interval, check_timeout, failure_threshold, success_threshold, credential } =
+        settings;
+    settings::Health {
+        check_interval_us: micros(*check_interval),
+        check_timeout_us: micros(*check_timeout),
+        failure_threshold: *failure_threshold,
+        success_threshold: *success_threshold,
+        credential: credential.as_ref().map(|ProbeCredential { user, password, database }| {
+            settings::Credential {
+                user: user.clone(),
+                password: password.as_ref().map(|password| password.expose().to_owned()),
+                database: database.clone(),
+            }
+        }),
     }
 }
 

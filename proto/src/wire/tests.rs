@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::v1::resource::Body;
 use super::*;
 use crate::config;
-use crate::model::{Health, NodeOps, NodeState, Role, Secret, Snapshot, UserProof};
+use crate::model::{Health, NodeName, NodeOps, NodeState, Role, Secret, Snapshot, UserProof};
 
 const TEXT: &str = r#"
 write_timeout_secs = 12
@@ -78,8 +78,11 @@ fn snapshot(now: Instant) -> Snapshot {
         config_revision: 3,
         epoch: 2,
         timeline: 5,
+        incarnation: 1,
         system: Some(u64::MAX),
+        last_primary: Some(NodeName::new("standby")),
         settings: spec.settings,
+        health: Arc::new(spec.health),
         nodes: nodes.collect(),
         primary: Some(1),
     };
@@ -173,6 +176,40 @@ fn nothing_goes_back() {
         let refused = accept_topology(&topology(&next, now), &held, now).unwrap_err();
         assert!(refused.reason.contains(word), "{refused:?}");
     }
+}
+
+#[test]
+fn a_topology_is_older_by_incarnation_then_timeline_then_epoch() {
+    let now = Instant::now();
+    let held = snapshot(now);
+    for (incarnation, timeline, epoch, taken) in [
+        (1, 5, 2, true),
+        (1, 6, 0, true),
+        (2, 0, 0, true),
+        (1, 4, 99, false),
+        (0, 99, 99, false),
+        (1, 5, 1, false),
+    ] {
+        let next = Snapshot { revision: 41, incarnation, timeline, epoch, ..held.clone() };
+        assert_eq!(accept_topology(&topology(&next, now), &held, now).is_ok(), taken, "{:?}", next.key());
+    }
+}
+
+#[test]
+fn the_probes_settings_travel_and_are_checked() {
+    let now = Instant::now();
+    let held = snapshot(now);
+    let next = Snapshot { revision: 41, ..held.clone() };
+    let mut sent = full(&next, now);
+    let Some(Body::Settings(settings)) = body(&mut sent, "settings") else { panic!("settings") };
+    settings.health = None;
+    let older = accept(rehashed(sent.clone()), Some(&held), now).unwrap().snapshot;
+    assert_eq!(older.health, held.health, "an older control plane says nothing of it");
+    let Some(Body::Settings(settings)) = body(&mut sent, "settings") else { panic!("settings") };
+    settings.health = Some(v1::settings::Health::default());
+    let accepted = accept(rehashed(sent), Some(&held), now).unwrap();
+    assert!(accepted.rejected[0].reason.contains("check_interval_secs"), "{:?}", accepted.rejected);
+    assert_eq!(accepted.snapshot.health, held.health);
 }
 
 #[test]

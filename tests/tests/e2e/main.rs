@@ -8,6 +8,7 @@ mod docs;
 mod drivers;
 mod encodings;
 mod ends;
+mod failover;
 mod failures;
 mod harness;
 mod leaks;

@@ -92,8 +92,11 @@ impl World {
                 config_revision: 0,
                 epoch: 1,
                 timeline: 1,
+                incarnation: 0,
                 system: None,
+                last_primary: None,
                 settings: Arc::new(settings(strategy)),
+                health: Arc::default(),
                 nodes: vec![
                     node("primary", Role::Primary),
                     node("standby", Role::Standby),

@@ -1,0 +1,342 @@
+//! The core against thousands of made-up histories: servers die, are promoted, come back as they were or rewound, cannot be
+//! reached, are full, are replaced by strangers; probes arrive late and out of order between nodes; connections tell true
+//! and false tales; the control plane restarts, and a data plane goes on alone and comes back. After every step what must
+//! always hold is checked. A failure names its seed, which replays it.
+
+use super::*;
+use crate::health::FailureKind;
+use helios_proto::config;
+use std::collections::VecDeque;
+
+const TEXT: &str = "[health]\nuser = \"probe\"\n[[nodes]]\nhost = \"a\"\nrole = \"primary\"\n[[nodes]]\nhost = \"b\"\n\
+    role = \"standby\"\n[[nodes]]\nhost = \"c\"\nrole = \"standby\"\n[[nodes]]\nhost = \"d\"\nrole = \"replica\"\n";
+const OURS: u64 = 7;
+const SEEDS: u64 = 4_000;
+const STEPS: u32 = 150;
+/// Rounds of probes after which a lone primary must be known: a node that was down needs two good ones.
+const ROUNDS: u32 = 4;
+
+/// Numbers that a seed determines (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+
+    fn node(&mut self) -> usize {
+        usize::try_from(self.below(4)).unwrap()
+    }
+}
+
+/// A server as it really is.
+#[derive(Debug, Clone, Copy)]
+struct Server {
+    alive: bool,
+    reachable: bool,
+    full: bool,
+    in_recovery: bool,
+    timeline: u32,
+    system: u64,
+}
+
+type Outcome = Result<Reply, Failure>;
+
+/// An arbiter: the control plane's, or that of a data plane that is alone.
+struct Arbiter {
+    cluster: Cluster,
+    /// What the last probe that was delivered of each node showed; `None`: nothing since it was down.
+    seen: [Option<Facts>; 4],
+    /// On an old timeline when last looked at, and not seen to follow since.
+    zombies: [bool; 4],
+    key: TopologyKey,
+}
+
+struct World {
+    dice: Dice,
+    servers: [Server; 4],
+    nodes: Vec<Arc<Node>>,
+    now: Instant,
+    /// Probes under way, of each node in order.
+    late: [VecDeque<Outcome>; 4],
+    control: Arbiter,
+    alone: Option<Arbiter>,
+}
+
+fn look(server: &Server) -> Outcome {
+    let failure = |kind| Err(Failure { kind, text: "no".into() });
+    let Server { alive, reachable, full, in_recovery, timeline, system } = *server;
+    if !alive || !reachable {
+        return failure(if alive { FailureKind::NoAnswer } else { FailureKind::Unreachable });
+    }
+    if full {
+        return failure(FailureKind::Full);
+    }
+    let timeline = if in_recovery { 0 } else { timeline };
+    let facts = Facts { in_recovery, system, timeline, wal: Some(1), replayed: None };
+    Ok(Reply { latency: Duration::from_millis(1), facts: Some(facts) })
+}
+
+impl Arbiter {
+    fn new(cluster: Cluster) -> Self {
+        let key = cluster.key();
+        Self { cluster, seen: [None; 4], zombies: [false; 4], key }
+    }
+
+    fn probed(&mut self, node: &Arc<Node>, at: usize, outcome: &Outcome, now: Instant) {
+        if let Ok(Reply { facts, .. }) = outcome {
+            self.seen[at] = *facts;
+        }
+        self.apply(Event::Probed { node: Arc::clone(node), outcome: outcome.clone() }, now);
+        if self.cluster.members[at].verdict.health() == Health::Down {
+            self.seen[at] = None;
+        }
+    }
+
+    fn apply(&mut self, event: Event, now: Instant) {
+        let mut before = (self.cluster.primary, self.cluster.key());
+        if let Event::Held(held) = &event {
+            // Whoever tells has had the proof.
+            before.1.epoch = before.1.epoch.max(held.key.epoch);
+        }
+        self.cluster.apply(event, now);
+        self.check(before);
+    }
+
+    fn check(&mut self, (before, key_before): (Option<usize>, TopologyKey)) {
+        let (cluster, key) = (&self.cluster, self.cluster.key());
+        assert!(key >= self.key, "the topology went back: {:?} -> {key:?}", self.key);
+        self.key = key;
+        for ((zombie, seen), member) in self.zombies.iter_mut().zip(self.seen).zip(&cluster.members) {
+            // What is known no longer, or was when the timeline was another one, convicts nobody.
+            if let Some(facts) = seen.filter(|_| member.facts.is_some()) {
+                let ours = Some(facts.system) == cluster.system;
+                *zombie = ours && !facts.in_recovery && facts.timeline < key.timeline;
+            }
+        }
+        let primaries: Vec<usize> =
+            (0..4).filter(|i| cluster.members[*i].state.role == Role::Primary).collect();
+        if let Some(primary) = cluster.primary {
+            assert_eq!(primaries, [primary], "one primary, and it is called so");
+            assert_ne!(primary, 3, "a replica is never the primary");
+            assert_ne!(cluster.members[primary].state.health, Health::Down, "a primary that is down");
+            assert_eq!(cluster.last_primary.as_ref(), Some(&cluster.members[primary].state.node.name));
+            if let Some(facts) = self.seen[primary] {
+                assert!(!facts.in_recovery, "a standby is the primary");
+                assert!(facts.timeline >= key.timeline, "a zombie is the primary");
+                assert!(cluster.system.is_none_or(|own| facts.system == own), "a stranger is the primary");
+            }
+            assert!(!self.zombies[primary], "a zombie is the primary before it was seen to follow");
+            if before != Some(primary) && key.timeline > 0 && key.epoch > key_before.epoch {
+                assert!(self.seen[primary].is_some(), "a new primary without proof");
+            }
+        } else {
+            assert!(primaries.len() <= 1, "{primaries:?}");
+        }
+        for i in 0..4 {
+            let health = cluster.members[i].state.health;
+            assert!(!self.zombies[i] || health == Health::Down, "a zombie is in use");
+        }
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let spec = config::parse(TEXT, "test", &|_| None).unwrap().spec;
+        let server = Server {
+            alive: true,
+            reachable: true,
+            full: false,
+            in_recovery: true,
+            timeline: 1,
+            system: OURS,
+        };
+        let mut servers = [server; 4];
+        servers[0].in_recovery = false;
+        Self {
+            dice: Dice(seed),
+            servers,
+            nodes: spec.nodes.clone(),
+            now: Instant::now(),
+            late: Default::default(),
+            control: Arbiter::new(Cluster::new(spec, &Latch::default())),
+            alone: None,
+        }
+    }
+
+    fn arbiters(&mut self) -> impl Iterator<Item = &mut Arbiter> {
+        std::iter::once(&mut self.control).chain(self.alone.as_mut())
+    }
+
+    fn deliver(&mut self, at: usize, outcome: &Outcome) {
+        let (node, now) = (Arc::clone(&self.nodes[at]), self.now);
+        self.arbiters().for_each(|arbiter| arbiter.probed(&node, at, outcome, now));
+    }
+
+    fn step(&mut self) {
+        let at = self.dice.node();
+        self.now += Duration::from_millis(self.dice.below(400));
+        match self.dice.below(100) {
+            0..45 => {
+                let outcome = look(&self.servers[at]);
+                self.late[at].push_back(outcome);
+                if self.dice.below(3) > 0 {
+                    while let Some(outcome) = self.late[at].pop_front() {
+                        self.deliver(at, &outcome);
+                    }
+                }
+            }
+            45..60 => {
+                if let Some(outcome) = self.late[at].pop_front() {
+                    self.deliver(at, &outcome);
+                }
+            }
+            60..70 => self.tell(at),
+            70..73 => self.restart(),
+            73..76 => self.part_and_meet(),
+            _ => self.happen(at),
+        }
+    }
+
+    /// Something happens to a server.
+    fn happen(&mut self, at: usize) {
+        let newest = (0..3).filter(|i| !self.servers[*i].in_recovery).map(|i| self.servers[i].timeline).max();
+        let chance = self.dice.below(100);
+        let server = &mut self.servers[at];
+        match chance {
+            0..20 => server.alive = false,
+            20..50 => server.alive = true,
+            50..60 => server.reachable = !server.reachable,
+            60..65 => server.full = !server.full,
+            // From its own timeline: two that are promoted apart from each other reach the same one.
+            65..80 if server.alive && server.in_recovery => {
+                (server.in_recovery, server.timeline) = (false, server.timeline + 1);
+            }
+            // Rewound: it follows the newest.
+            80..97 => {
+                server.in_recovery = true;
+                server.timeline = newest.unwrap_or(server.timeline);
+                server.system = OURS;
+            }
+            97 => (server.system, server.in_recovery, server.timeline) = (99, false, 50),
+            _ => {}
+        }
+    }
+
+    /// A connection tells something, not always the truth of this moment.
+    fn tell(&mut self, at: usize) {
+        let evidence = match self.dice.below(4) {
+            0 => Evidence::ConnectFailed,
+            1 => Evidence::ConnectionLost,
+            2 => Evidence::InHotStandby(self.servers[at].in_recovery),
+            _ => Evidence::InHotStandby(self.dice.below(2) == 0),
+        };
+        let (node, now) = (self.nodes[at].name.clone(), self.now);
+        self.arbiters().for_each(|arbiter| {
+            // What a connection says is newer than a probe that is out of date.
+            if matches!(evidence, Evidence::InHotStandby(_)) && arbiter.cluster.members[at].facts.is_none() {
+                arbiter.seen[at] = None;
+            }
+            arbiter.apply(Event::Evidence { node: node.clone(), evidence }, now);
+        });
+    }
+
+    /// The control plane dies and comes back with what it had latched.
+    fn restart(&mut self) {
+        let old = &self.control.cluster;
+        let TopologyKey { incarnation, timeline, epoch } = old.key();
+        let latch = Latch {
+            snapshot: 1,
+            incarnation,
+            timeline,
+            epoch,
+            system: old.system(),
+            primary: old.last_primary().map(NodeName::to_string),
+        };
+        let cluster = Cluster::new(old.spec().clone(), &latch);
+        let key = self.control.key;
+        self.control = Arbiter { key, ..Arbiter::new(cluster) };
+        self.control.check((None, key));
+    }
+
+    /// A data plane loses the control plane, or finds it again.
+    fn part_and_meet(&mut self) {
+        let now = self.now;
+        match self.alone.take() {
+            None => {
+                let (_, snapshots) = crate::publish::Publisher::new(&self.control.cluster, 0, now);
+                let mut alone = Arbiter::new(Cluster::resume(&snapshots.borrow()));
+                let key = alone.key;
+                assert_eq!(alone.cluster.primary, self.control.cluster.primary, "nothing changes by itself");
+                alone.check((alone.cluster.primary, key));
+                self.alone = Some(alone);
+            }
+            Some(alone) => {
+                let theirs = alone.cluster.key();
+                let held = Held {
+                    revision: 1,
+                    key: theirs,
+                    last_primary: alone.cluster.last_primary().cloned(),
+                    system: alone.cluster.system(),
+                };
+                self.control.apply(Event::Held(held), now);
+                let strangers = alone.cluster.system() != self.control.cluster.system();
+                assert!(strangers || self.control.key >= theirs, "what was found out alone is not lost");
+            }
+        }
+    }
+
+    /// All is well from now on: the control plane must find a primary that is beyond doubt.
+    fn settle(&mut self) {
+        self.late.iter_mut().for_each(VecDeque::clear);
+        for server in &mut self.servers {
+            (server.reachable, server.full) = (true, false);
+        }
+        for _ in 0..ROUNDS {
+            self.now += Duration::from_secs(5);
+            for at in 0..4 {
+                let outcome = look(&self.servers[at]);
+                self.deliver(at, &outcome);
+            }
+        }
+        let cluster = &self.control.cluster;
+        let Some(system) = cluster.system() else { return };
+        let able = |i: &usize| {
+            let server = &self.servers[*i];
+            server.alive && !server.in_recovery && server.system == system
+        };
+        let newest = (0..3).filter(able).map(|i| self.servers[i].timeline).max().unwrap_or(0);
+        let best: Vec<usize> = (0..3).filter(able).filter(|i| self.servers[*i].timeline == newest).collect();
+        if newest < cluster.key().timeline || best.is_empty() {
+            assert_eq!(cluster.primary, None, "nobody is fit");
+        } else if let [only] = best[..] {
+            let promoted = newest > cluster.key().timeline;
+            let same = cluster.last_primary().is_none_or(|name| *name == self.nodes[only].name);
+            if promoted || same {
+                assert_eq!(cluster.primary, Some(only), "the only primary is not found");
+            }
+        } else {
+            assert_eq!(cluster.primary, None, "nothing tells them apart");
+        }
+    }
+}
+
+#[test]
+fn whatever_happens_the_topology_stays_sound() {
+    for seed in 0..SEEDS {
+        let run = std::panic::catch_unwind(|| {
+            let mut world = World::new(seed);
+            for step in 0..STEPS {
+                world.step();
+                if step % 50 == 49 {
+                    world.settle();
+                }
+            }
+        });
+        assert!(run.is_ok(), "seed {seed}");
+    }
+}
