@@ -7,6 +7,7 @@ mod control;
 mod drivers;
 mod failures;
 mod harness;
+mod heliosctl;
 mod login;
 mod pooling;
 mod routing;
