@@ -19,6 +19,10 @@ use crate::words;
 /// How often a drained node's connections are counted.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
 
+/// What data planes tell of their connections may be a second old, and be on its way for a while: earlier than this after
+/// the acknowledgement, nothing in use may mean that a connection was taken just before it.
+const SETTLED: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// How a request waits.
 pub(super) fn wait(session: &Session, wait: Wait) -> Option<v1::Wait> {
     let timeout_ms = if wait.wait == Until::None { 0 } else { words::as_ms(session.timeout) };
@@ -133,25 +137,26 @@ async fn set(
 }
 
 async fn drain(out: Out, session: &mut Session, name: String, until: Wait) -> Done {
-    let end = Instant::now() + session.timeout;
     let request = v1::SetNodeRequest { drained: Some(true), ..v1::SetNodeRequest::default() };
     let done = set(out, session, (name.clone(), request), until, "drained").await?;
     if until.wait != Until::Idle {
         return Ok(done);
     }
+    let acknowledged = Instant::now();
+    let limit = session.timeout.max(SETTLED);
     let mut told = None;
     loop {
         let all = list_nodes(session).await?.nodes;
         let active = all.iter().find(|node| node.name == name).map_or(0, |node| node.active);
-        if active == 0 {
+        if active == 0 && acknowledged.elapsed() >= SETTLED {
             out.note(&format!("no connection to {name} is in use"));
             return Ok(done);
         }
-        if told != Some(active) {
+        if active > 0 && told != Some(active) {
             out.note(&format!("{} to {name} in use", words::count(active, "connection")));
             told = Some(active);
         }
-        if Instant::now() >= end {
+        if acknowledged.elapsed() >= limit {
             let text = format!(
                 "{} to {name} in use after {:?} (see --timeout)",
                 words::count(active, "connection"),
@@ -213,9 +218,10 @@ async fn nodes_list(out: Out, session: &mut Session, watch: Watch) -> Done {
 
 async fn list_pools(session: &mut Session) -> Result<v1::ListPoolsReply, Failure> {
     let mut reply = session.call(async |c| c.list_pools(v1::ListPoolsRequest {}).await).await?;
-    let key = |pool: &v1::PoolInfo| pool.status.as_ref().map(|status| status.node.clone());
-    // Stable: within a node, data planes stay in order.
-    reply.pools.sort_by_key(key);
+    let node = |pool: &v1::PoolInfo| pool.status.as_ref().map(|status| status.node.clone());
+    let order: Vec<Option<String>> = reply.pools.iter().map(node).collect();
+    // Node by node, in the order of the configuration; within a node, data planes stay in order.
+    reply.pools.sort_by_key(|pool| order.iter().position(|name| *name == node(pool)));
     Ok(reply)
 }
 
@@ -257,7 +263,8 @@ pub(super) async fn pool(out: Out, session: &mut Session, verb: PoolVerb) -> Don
             show_pools(out, &reply)
         }
         PoolVerb::Resize { node, size, reset: _, wait } => {
-            let what = size.map_or("size as configured".to_owned(), |size| format!("size {size}"));
+            let what =
+                size.map_or("set to the configured size".to_owned(), |size| format!("set to size {size}"));
             operate(out, session, (Op::Resize, node, size), wait, &what).await
         }
         PoolVerb::Pause { pools, wait } => {
@@ -288,7 +295,7 @@ async fn operate(
     let request = v1::PoolOpRequest { op: op.into(), node: node.clone(), size, wait: wait(session, until) };
     let reply = session.change(async |c| c.pool_op(request).await).await?;
     let of = if node.is_empty() { "pools of every node".to_owned() } else { format!("pool of {node}") };
-    tell(out, until, &format!("{of}: {what}"), &node, &reply)
+    tell(out, until, &format!("{of} {what}"), &node, &reply)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use helios_proto::wire::v1;
 use super::Done;
 use super::change::{no_idle, tell, tell_dry, wait};
 use crate::client::Session;
-use crate::failure::{Exit, Failure, clean};
+use crate::failure::{Exit, Failure};
 use crate::out::Out;
 use crate::render::records;
 use crate::tree::{self, Tree};
@@ -37,13 +37,18 @@ fn read(file: &Path) -> Result<String, Failure> {
     Ok(text)
 }
 
+/// A text as it is, without what could steer a terminal: in TOML such characters are escaped.
+fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t')).collect()
+}
+
 pub(super) async fn run(out: Out, session: &mut Session, verb: ConfigVerb) -> Done {
     match verb {
         ConfigVerb::Get { revision } => {
             let request = v1::GetConfigRequest { revision: revision.unwrap_or(0) };
             let reply = session.call(async |c| c.get_config(request).await).await?;
             let name = || reply.revision.as_ref().map_or(0, |meta| meta.revision).to_string();
-            out.show(|| tree::of(&reply), name, |_| clean(&reply.text.replace('\t', "    ")))?;
+            out.show(|| tree::of(&reply), name, |_| plain(&reply.text))?;
             Ok(Exit::Ok)
         }
         ConfigVerb::Validate { file, .. } => {
@@ -70,8 +75,7 @@ pub(super) async fn run(out: Out, session: &mut Session, verb: ConfigVerb) -> Do
     }
 }
 
-/// As `--check` of the programs does it, with the same words. A file with `[discovery]` or `[store]` and tokens of data
-/// planes is one of a control plane.
+/// As `--check` of the programs does it, with the same words. A file with `[discovery]` is one of a control plane.
 pub(super) fn validate_here(out: Out, file: &Path) -> Done {
     let env = |name: &str| std::env::var(name).ok();
     let name = file.display().to_string();

@@ -193,9 +193,13 @@ pub fn frame(picture: &Picture, (reads, writes): (f64, f64), color: bool) -> Str
         s.epoch, s.config_revision, s.revision, s.clients, s.active, s.idle, s.waiting
     ));
     let problems: Vec<String> = s.problems.iter().map(|text| format!("! {}", clean(text))).collect();
-    let mut parts = vec![Tone::Bold.paint(&head, color)];
+    // Line by line: the screen ends colours at each line's end.
+    let paint = |tone: Tone, lines: &mut dyn Iterator<Item = &str>| {
+        lines.map(|line| tone.paint(line, color)).collect::<Vec<_>>().join("\n")
+    };
+    let mut parts = vec![paint(Tone::Bold, &mut head.lines())];
     if !problems.is_empty() {
-        parts.push(Tone::Bad.paint(&problems.join("\n"), color));
+        parts.push(paint(Tone::Bad, &mut problems.iter().map(String::as_str)));
     }
     parts.push(nodes::table(nodes, false).render(color));
     parts.push(fleet::dataplanes(dataplanes, false).render(color));

@@ -173,7 +173,14 @@ impl Management for Service {
 
     async fn pool_op(&self, request: Request<v1::PoolOpRequest>) -> Reply<v1::ChangeReply> {
         let (change, sent) = Change::of(request, "PoolOp", |sent: &v1::PoolOpRequest| {
-            let op = Op::try_from(sent.op).unwrap_or(Op::Unspecified).as_str_name();
+            let op = match Op::try_from(sent.op) {
+                Ok(Op::Pause) => "pause",
+                Ok(Op::Resume) => "resume",
+                Ok(Op::Reconnect) => "reconnect",
+                Ok(Op::Resize) if sent.size.is_none() => "resize as configured",
+                Ok(Op::Resize) => "resize",
+                Ok(Op::Unspecified) | Err(_) => "?",
+            };
             let node = if sent.node.is_empty() { "every node" } else { &sent.node };
             let size = sent.size.map(|size| format!(" to {size}")).unwrap_or_default();
             (format!("{op} {node}{size}"), sent.wait)

@@ -74,17 +74,17 @@ fn a_standalone_proxy_is_seen_and_operated() {
 
     // Pools.
     let pool = |args: &[&str]| ctl.run(args).code(0).out;
-    assert!(pool(&["pool", "resize", "replica-1", "3"]).starts_with("pool of replica-1: size 3: "));
+    assert!(pool(&["pool", "resize", "replica-1", "3"]).starts_with("pool of replica-1 set to size 3: "));
     eventually(LONG, "the pool tells its size", || {
         ctl.run(&["pool", "get", "replica-1", "-o", "json"]).json()["pools"][0]["status"]["max"] == 3
     });
-    assert!(pool(&["pool", "pause", "--all"]).starts_with("pools of every node: paused"));
+    assert!(pool(&["pool", "pause", "--all"]).starts_with("pools of every node paused"));
     let degraded = ctl.run(&["status"]).code(7);
     assert!(degraded.out.contains("! The pool of node primary is paused."), "{}", degraded.out);
     let _ = ctl.run(&["check"]).code(7);
     let _ = pool(&["pool", "resume", "--all"]);
     let _ = pool(&["pool", "reconnect", "primary"]);
-    assert!(pool(&["pool", "resize", "replica-1", "--reset"]).contains("size as configured"));
+    assert!(pool(&["pool", "resize", "replica-1", "--reset"]).contains("set to the configured size"));
     assert_eq!(pool(&["pool", "list"]).lines().count(), 5);
     assert_eq!(pool(&["dp", "list"]).lines().count(), 2);
     let id = pool(&["dataplane", "list", "-o", "name"]);
