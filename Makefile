@@ -19,7 +19,7 @@ demo: setup
 test: setup check
 
 check: lint features
-	$(CARGO) build --profile fast --locked $(PROXY) -p helios-controlplane
+	$(CARGO) build --profile fast --locked $(PROXY) -p helios-controlplane -p heliosctl
 	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" timeout --foreground 1800 $(CARGO) test --profile fast --locked --workspace
 
 lint:

@@ -1,8 +1,10 @@
-//! What happens, for whoever watches: a bounded ring that forgets what a slow watcher did not read, and says so.
+//! What happens, for whoever watches: a bounded ring that forgets what a slow watcher did not read, and says so; and the
+//! last events for whoever asks later.
 //! One task turns differences between snapshots into words. Never holds a secret.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use helios_proto::model::{NodeState, Snapshot};
 use helios_proto::wire::v1;
@@ -15,10 +17,14 @@ pub use v1::event::Kind;
 
 /// Events that a watcher may be behind.
 const RING: usize = 1024;
+/// Past events remembered.
+const REMEMBERED: usize = 1000;
 
 /// Events as they happen.
 pub struct Feed {
     events: broadcast::Sender<v1::Event>,
+    /// The last ones, oldest first; held while sending, so that past and future meet without gap or repetition.
+    past: Mutex<VecDeque<v1::Event>>,
     /// Of the snapshot that was current last.
     revision: AtomicU64,
 }
@@ -27,13 +33,26 @@ impl Feed {
     /// An empty one.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { events: broadcast::Sender::new(RING), revision: AtomicU64::new(0) })
+        let (events, past) = (broadcast::Sender::new(RING), Mutex::default());
+        Arc::new(Self { events, past, revision: AtomicU64::new(0) })
     }
 
-    /// What happens from now on.
+    fn past(&self) -> MutexGuard<'_, VecDeque<v1::Event>> {
+        // Events are whole, whoever panicked.
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Past events, at most `limit`, oldest first.
     #[must_use]
-    pub fn subscribe(&self) -> broadcast::Receiver<v1::Event> {
-        self.events.subscribe()
+    pub fn recent(&self, limit: usize) -> Vec<v1::Event> {
+        last(&self.past(), limit)
+    }
+
+    /// Past events, at most `recent`, and what happens from then on.
+    #[must_use]
+    pub fn subscribe(&self, recent: usize) -> (Vec<v1::Event>, broadcast::Receiver<v1::Event>) {
+        let past = self.past();
+        (last(&past, recent), self.events.subscribe())
     }
 
     /// An event that happens now.
@@ -48,10 +67,16 @@ impl Feed {
         }
     }
 
-    /// Tells whoever listens.
+    /// Tells whoever listens, and whoever asks later.
     pub fn tell(&self, kind: Kind, subject: &str, text: &str) {
+        let event = self.event(kind, subject, text);
+        let mut past = self.past();
+        if past.len() >= REMEMBERED {
+            past.pop_front();
+        }
+        past.push_back(event.clone());
         // An error says that nobody listens.
-        let _ = self.events.send(self.event(kind, subject, text));
+        let _ = self.events.send(event);
     }
 
     /// Tells the differences from snapshot to snapshot.
@@ -76,6 +101,10 @@ impl Feed {
             before = now;
         }
     }
+}
+
+fn last(past: &VecDeque<v1::Event>, most: usize) -> Vec<v1::Event> {
+    past.iter().skip(past.len().saturating_sub(most)).cloned().collect()
 }
 
 fn differences(before: &Snapshot, now: &Snapshot) -> Vec<(Kind, String, String)> {
@@ -111,4 +140,28 @@ fn changes(was: &NodeState, state: &NodeState) -> Vec<(Kind, String, String)> {
         tell(Kind::Health, format!("{} -> {}{why}", was.health, state.health));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_past_is_bounded_and_meets_what_comes() {
+        let feed = Feed::new();
+        for i in 0..=REMEMBERED {
+            feed.tell(Kind::Change, "", &i.to_string());
+        }
+        let texts = |events: Vec<v1::Event>| events.into_iter().map(|event| event.text).collect::<Vec<_>>();
+        assert_eq!(feed.recent(usize::MAX).len(), REMEMBERED);
+        assert_eq!(texts(feed.recent(2)), ["999", "1000"]);
+        let (past, mut coming) = feed.subscribe(1);
+        feed.tell(Kind::Change, "", "next");
+        assert_eq!(
+            (texts(past), coming.try_recv().unwrap().text),
+            (vec!["1000".to_owned()], "next".to_owned())
+        );
+        assert!(coming.try_recv().is_err());
+        assert!(feed.recent(0).is_empty());
+    }
 }

@@ -125,7 +125,7 @@ impl From<Report> for Refusal {
 }
 
 /// What a text says.
-fn read(text: &str) -> Result<config::Config, Report> {
+pub(crate) fn read(text: &str) -> Result<config::Config, Report> {
     config::parse(text, FILE, &|name| std::env::var(name).ok())
 }
 

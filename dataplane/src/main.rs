@@ -5,7 +5,7 @@ use heliosdb_proxy::app::{self, App};
 use heliosdb_proxy::cli::Args;
 use heliosdb_proxy::logging;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// sysexits.h: EX_CONFIG
 const BAD_CONFIG: u8 = 78;
@@ -29,8 +29,10 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let ran = runtime.and_then(|runtime| {
         runtime.block_on(async {
+            // Before the first word of a start: who reads it may end the process at once.
+            let signals = Signals::new()?;
             let app = app::start(config).await?;
-            run(app, &args).await
+            run(app, signals, &args).await
         })
     });
     match ran {
@@ -42,14 +44,30 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(app: App, args: &Args) -> std::io::Result<()> {
+/// What the process can be told.
+struct Signals {
+    hup: Signal,
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hup: signal(SignalKind::hangup())?,
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+async fn run(app: App, signals: Signals, args: &Args) -> std::io::Result<()> {
+    let Signals { mut hup, mut term, mut int } = signals;
     tracing::info!(address = %app.listen, "listening");
     if let Some(address) = app.management {
         tracing::info!(%address, "management");
     }
     tracing::info!(address = %app.admin, "admin");
-    let (mut hup, mut term) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
-    let mut int = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
             _ = hup.recv() => match args.configuration() {

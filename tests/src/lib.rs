@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod controlplane;
 pub mod guard;
+pub mod heliosctl;
 pub mod http;
 pub mod proxy;
 pub mod raw;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, Node, Role};
 pub use controlplane::{ControlPlane, Operator};
+pub use heliosctl::Heliosctl;
 pub use proxy::{Config, Proxy};
 pub use raw::{Message, Raw};
 

@@ -45,6 +45,7 @@ const TABLE: &[(&str, &str, Need)] = &[
     ("helios.v1.Management", "DiffConfig", Need::At(Access::Viewer)),
     ("helios.v1.Management", "History", Need::At(Access::Viewer)),
     ("helios.v1.Management", "Explain", Need::At(Access::Viewer)),
+    ("helios.v1.Management", "Events", Need::At(Access::Viewer)),
     ("helios.v1.Management", "Watch", Need::At(Access::Viewer)),
     ("helios.v1.Management", "SetNode", Need::At(Access::Operator)),
     ("helios.v1.Management", "PoolOp", Need::At(Access::Operator)),

@@ -173,7 +173,14 @@ impl Management for Service {
 
     async fn pool_op(&self, request: Request<v1::PoolOpRequest>) -> Reply<v1::ChangeReply> {
         let (change, sent) = Change::of(request, "PoolOp", |sent: &v1::PoolOpRequest| {
-            let op = Op::try_from(sent.op).unwrap_or(Op::Unspecified).as_str_name();
+            let op = match Op::try_from(sent.op) {
+                Ok(Op::Pause) => "pause",
+                Ok(Op::Resume) => "resume",
+                Ok(Op::Reconnect) => "reconnect",
+                Ok(Op::Resize) if sent.size.is_none() => "resize as configured",
+                Ok(Op::Resize) => "resize",
+                Ok(Op::Unspecified) | Err(_) => "?",
+            };
             let node = if sent.node.is_empty() { "every node" } else { &sent.node };
             let size = sent.size.map(|size| format!(" to {size}")).unwrap_or_default();
             (format!("{op} {node}{size}"), sent.wait)
@@ -220,7 +227,8 @@ impl Management for Service {
         };
         let unified = document::diff((&format!("revision {against}"), &old.text), ("new", &new));
         let unified = unified.map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Response::new(v1::DiffConfigReply { against, unified, problems }))
+        let (added_nodes, removed_nodes) = show::node_changes(&old.text, &new);
+        Ok(Response::new(v1::DiffConfigReply { against, unified, problems, added_nodes, removed_nodes }))
     }
 
     async fn apply_config(&self, request: Request<v1::ApplyConfigRequest>) -> Reply<v1::ChangeReply> {
@@ -273,11 +281,19 @@ impl Management for Service {
         Ok(Response::new(v1::AuditReply { entries: records.into_iter().map(show::audit).collect() }))
     }
 
+    async fn events(&self, request: Request<v1::EventsRequest>) -> Reply<v1::EventsReply> {
+        let limit = request.into_inner().limit;
+        let limit = usize::try_from(if limit == 0 { 50 } else { limit }).unwrap_or(usize::MAX);
+        Ok(Response::new(v1::EventsReply { events: self.feed.recent(limit) }))
+    }
+
     type WatchStream = ReceiverStream<Result<v1::Event, Status>>;
 
-    async fn watch(&self, _: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Reply<Self::WatchStream> {
+        let recent = usize::try_from(request.into_inner().recent).unwrap_or(usize::MAX);
         let (to_watcher, outgoing) = mpsc::channel(16);
-        let mut events = self.feed.subscribe();
+        let (past, mut events) = self.feed.subscribe(recent);
+        let mut past = past.into_iter();
         let (feed, stop) = (Arc::clone(&self.feed), self.stop.clone());
         self.tracker.spawn(async move {
             let mut event = feed.event(Kind::Watching, "", "watching");
@@ -291,7 +307,7 @@ impl Management for Service {
                     biased;
                     () = stop.cancelled() => return,
                     () = to_watcher.closed() => return,
-                    next = events.recv() => next,
+                    next = async { match past.next() { Some(event) => Ok(event), None => events.recv().await } } => next,
                 };
                 event = match (sent, next) {
                     (Err(_), _) | (_, Err(broadcast::error::RecvError::Closed)) => return,

@@ -7,7 +7,7 @@ use helios_proto::model::{Health, NodeState, PoolMode, Snapshot};
 use helios_proto::wire::{self, v1};
 
 use crate::fleet::Dataplane;
-use crate::keeper::Refusal;
+use crate::keeper::{self, Refusal};
 use crate::store::{Meta, Record};
 
 pub(super) fn millis(duration: Duration) -> u64 {
@@ -110,6 +110,19 @@ pub(super) fn dataplanes(revision: u64, fleet: &[Dataplane], now: Instant) -> v1
         }
     };
     v1::ListDataplanesReply { revision, dataplanes: fleet.iter().map(info).collect() }
+}
+
+/// Names of nodes that come and that go from one text to another; none where a text cannot be read.
+pub(super) fn node_changes(old: &str, new: &str) -> (Vec<String>, Vec<String>) {
+    let names = |text: &str| -> Option<Vec<String>> {
+        let nodes = keeper::read(text).ok()?.spec.nodes;
+        Some(nodes.iter().map(|node| node.name.to_string()).collect())
+    };
+    let (Some(old), Some(new)) = (names(old), names(new)) else { return Default::default() };
+    let only = |of: &[String], other: &[String]| -> Vec<String> {
+        of.iter().filter(|name| !other.contains(name)).cloned().collect()
+    };
+    (only(&new, &old), only(&old, &new))
 }
 
 /// What is wrong, a sentence each.

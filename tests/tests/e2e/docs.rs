@@ -70,6 +70,8 @@ fn blocks() -> Vec<Block> {
 struct World {
     proxy: Proxy,
     config: String,
+    /// Where operators reach the proxy.
+    management: String,
     dir: PathBuf,
 }
 
@@ -83,7 +85,10 @@ impl World {
         std::fs::create_dir_all(&dir).unwrap();
         let _ = std::os::unix::fs::symlink(program(), dir.join("heliosdb-proxy"));
         std::fs::write(dir.join("config.toml"), config.text()).unwrap();
-        let world = Self { proxy: config.start().ready(), config: config.text(), dir };
+        let _ = std::os::unix::fs::symlink(program().with_file_name("heliosctl"), dir.join("heliosctl"));
+        let management = format!("127.0.0.1:{}", helios_tests::free_port());
+        let operated = format!("{}\n[management]\nlisten_address = \"{management}\"\n", config.text());
+        let world = Self { proxy: Proxy::start(&operated).ready(), config: config.text(), management, dir };
         world.client().batch_execute("create table accounts (id int, balance int)").unwrap();
         world.client().batch_execute("create table events (id int)").unwrap();
         cluster.execute("select 1"); // waits until every standby has them
@@ -110,7 +115,12 @@ impl World {
         let path = format!("{}:{}", self.dir.display(), std::env::var("PATH").unwrap());
         let mut command = Command::new("sh");
         command.args(["-e", "-c", script, "sh"]).args(arguments).current_dir(&self.dir).env("PATH", path);
-        command.env("PGPASSWORD", "myuser-secret").env_remove("RUST_LOG").stdin(std::process::Stdio::null());
+        command
+            .env("PGPASSWORD", "myuser-secret")
+            .env_remove("RUST_LOG")
+            .env("XDG_CONFIG_HOME", self.dir.join("home"))
+            .env("HELIOSCTL_ENDPOINTS", format!("http://{}", self.management))
+            .stdin(std::process::Stdio::null());
         let output = command.output().unwrap();
         assert!(output.status.success(), "{at}: {script} {arguments:?}: {output:?}");
     }

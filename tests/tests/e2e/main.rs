@@ -11,6 +11,7 @@ mod ends;
 mod failover;
 mod failures;
 mod harness;
+mod heliosctl;
 mod leaks;
 mod login;
 mod lost;

@@ -1,0 +1,106 @@
+//! Commands that ask no service: contexts, completion, the manual, the version of this program.
+
+use std::path::PathBuf;
+
+use clap::CommandFactory as _;
+use helios_proto::wire::v1;
+
+use super::{Done, env};
+use crate::args::{Cli, Global, Shell};
+use crate::contexts::{self, Context, Contexts};
+use crate::failure::{Exit, Failure};
+use crate::out::Out;
+use crate::table::{Table, Tone, cell, pairs, toned};
+use crate::tree::Tree;
+use crate::verbs::ContextVerb;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub(super) fn completion(out: Out, shell: Shell) -> Done {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "heliosctl", &mut script);
+    out.data(&String::from_utf8_lossy(&script))?;
+    Ok(Exit::Ok)
+}
+
+pub(super) fn man(out: Out, directory: Option<PathBuf>) -> Done {
+    if let Some(directory) = directory {
+        let wrong = |error| Failure::usage(format!("cannot write to {}: {error}", directory.display()));
+        std::fs::create_dir_all(&directory).map_err(wrong)?;
+        clap_mangen::generate_to(Cli::command(), &directory).map_err(wrong)?;
+        return Ok(Exit::Ok);
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(|error| Failure::output(&error))?;
+    out.data(&String::from_utf8_lossy(&page))?;
+    Ok(Exit::Ok)
+}
+
+pub(super) fn version(out: Out, server: Option<&v1::StatusReply>) -> Done {
+    let tree = || {
+        let server = server.map_or(Tree::Null, |status| {
+            Tree::map([("program", Tree::text(&status.program)), ("version", Tree::text(&status.version))])
+        });
+        Tree::map([("client", Tree::text(VERSION)), ("server", server)])
+    };
+    let table = |out: Out| {
+        let mut all = vec![("heliosctl", cell(VERSION))];
+        all.extend(server.map(|status| (status.program.as_str(), cell(&status.version))));
+        pairs(&all, out.color)
+    };
+    out.show(tree, || VERSION.to_owned(), table)?;
+    Ok(Exit::Ok)
+}
+
+pub(super) fn context(out: Out, global: &Global, verb: ContextVerb) -> Done {
+    let path = contexts::file(&env)?;
+    let mut all = Contexts::load(&path)?;
+    match verb {
+        ContextVerb::List => list(out, &all)?,
+        ContextVerb::Use { name } => {
+            all.get(&name)?;
+            out.note(&format!("context {name} is used from now on"));
+            all.current = Some(name);
+            all.save(&path)?;
+        }
+        ContextVerb::Set { name } => {
+            if name.is_empty() || name.chars().any(char::is_control) {
+                return Err(Failure::usage("a context needs a name that can be printed"));
+            }
+            let context = Context::of(global)?;
+            out.note(&format!("context {name} is kept in {}", path.display()));
+            all.contexts.insert(name, context);
+            all.save(&path)?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn list(out: Out, all: &Contexts) -> Result<(), Failure> {
+    let is_current = |name: &str| all.current.as_deref() == Some(name);
+    let tree = || {
+        let one = |(name, context): (&String, &Context)| {
+            Tree::map([
+                ("name", Tree::text(name)),
+                ("current", Tree::Bool(is_current(name))),
+                ("endpoints", Tree::texts(&context.endpoints)),
+                ("token", Tree::text(&context.token_shown())),
+            ])
+        };
+        Tree::map([("contexts", Tree::List(all.contexts.iter().map(one).collect()))])
+    };
+    let names = || all.contexts.keys().cloned().collect::<Vec<_>>().join("\n");
+    out.show(tree, names, |out| {
+        let mut table = Table::new(&["NAME", "ENDPOINTS", "TOKEN", "USED"]);
+        for (name, context) in &all.contexts {
+            let used = toned(if is_current(name) { "yes" } else { "" }, Tone::Good);
+            table.row(vec![cell(name), cell(context.endpoints.join(",")), cell(context.token_shown()), used]);
+        }
+        table.render(out.color)
+    })
+}
