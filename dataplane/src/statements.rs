@@ -89,6 +89,12 @@ impl Statement {
         &self.name
     }
 
+    /// Bytes of its text and types.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.tail.len()
+    }
+
     /// Its SQL text.
     #[must_use]
     pub fn sql(&self) -> &[u8] {

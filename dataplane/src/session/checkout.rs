@@ -33,6 +33,8 @@ pub struct Place {
     pool: Arc<NodePool>,
     waiter: Arc<Waiter>,
     node: usize,
+    /// The node chosen was no primary.
+    standby: bool,
     revision: u64,
     since: Instant,
     over: bool,
@@ -81,7 +83,8 @@ impl Session {
             Checkout::Wait => {
                 self.handle.set_queued(true);
                 let (pool, waiter) = (Arc::clone(pool), Arc::clone(&self.waiter));
-                self.place = Some(Place { pool, waiter, node, revision, since, over: false });
+                let standby = view.snapshot.primary != Some(node);
+                self.place = Some(Place { pool, waiter, node, standby, revision, since, over: false });
                 Ok(false)
             }
         }
@@ -103,12 +106,12 @@ impl Session {
             return if self.client_left(cx) { Err(Step::ClientGone) } else { Ok(false) };
         };
         place.over = true;
-        let (since, revision, node) = (place.since, place.revision, place.node);
+        let (since, revision, node, standby) = (place.since, place.revision, place.node, place.standby);
         let choice = Some((revision, Some(node)));
         match outcome {
             Outcome::Granted(Grant::Conn(conn)) => {
                 self.leave_queue();
-                self.take_granted(conn, node, revision, since, tools)?;
+                self.take_granted(conn, node, standby, since, tools)?;
             }
             Outcome::Granted(Grant::Dial(slot)) => {
                 self.leave_queue();
@@ -126,21 +129,23 @@ impl Session {
         Ok(true)
     }
 
-    /// A connection that was waited for. What has changed meanwhile may send the run elsewhere.
+    /// A connection that was waited for. A newer snapshot sends the run elsewhere only if its node plays another part.
     fn take_granted(
         &mut self,
         conn: Box<ServerConn>,
         node: usize,
-        revision: u64,
+        standby: bool,
         since: Instant,
         tools: &mut Tools,
     ) -> Result<(), Step> {
         let view = tools.view();
-        if view.snapshot.revision != revision {
+        let there = view.pools.get(node).is_some_and(|pool| Arc::ptr_eq(pool, conn.slot.pool()));
+        if !there || standby != (view.snapshot.primary != Some(node)) {
             let pool = Arc::clone(conn.slot.pool());
             pool.put_back(conn);
-            return self.take_server(tools).map(drop);
+            return self.leave_to_acquire(Lead { since, choice: None, slot: None }).map(drop);
         }
+        self.refresh(&view);
         match conn.adopt(self.worker.id) {
             Ok(conn) => {
                 self.worker.counters.acquire.observe(since.elapsed());

@@ -26,8 +26,6 @@ pub const TEXT_MAX: usize = 256 * 1024;
 const RUN_MAX: usize = 64 * 1024;
 /// Replies are held back up to this long while the run may still be replayed on another node, in bytes.
 const HOLD_MAX: usize = 16 * 1024;
-/// The shortest Describe of a statement, in bytes.
-const SHORTEST_USE: usize = 7;
 /// A backend message up to this long is read whole if its contents matter, in bytes.
 const SMALL: usize = 64 * 1024;
 
@@ -124,7 +122,7 @@ pub struct Core {
     hot_standby: Option<bool>,
     /// The server connection of an open transaction was lost, and the client has not ended the transaction yet.
     doom: Option<Doom>,
-    /// Something that ends a transaction is on its way.
+    /// Something that ends a transaction is on its way, perhaps with more behind it.
     leaving: bool,
     /// The unnamed statement on the server connection held is this session's, or there is none.
     owns_unnamed: bool,
@@ -291,6 +289,7 @@ impl Core {
         self.server_skip = 0;
         self.held = 0;
         let (tag, verdict) = (self.run.first(), self.run.verdict().clone());
+        self.leaving = false;
         // On a primary, what has no effect: a read, or a BEGIN.
         let harmless = verdict.class == Class::Read && !verdict.may_write || is_begin(&verdict);
         self.bound = Some(Bound { standby, replayable: self.run.is_closed() && (standby || harmless) });

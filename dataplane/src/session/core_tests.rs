@@ -465,3 +465,80 @@ fn a_write_that_a_standby_refuses_too_late_for_a_replay_finds_the_primary_at_the
         assert_eq!(hint == Some(crate::route::RouteHint::Primary), primary);
     }
 }
+
+fn lost_error() -> PgError {
+    PgError::error("40003", "lost")
+}
+
+/// A transaction in a session whose server then breaks.
+fn open_transaction(play: &mut Play) {
+    play.client_bound(&query("begin"), false);
+    play.server(&[bare(b'C'), ready(TxStatus::InTransaction)].concat());
+}
+
+#[test]
+fn a_name_in_pieces_is_replaced_inside_a_transaction_as_well() {
+    let about = |tag: u8| {
+        let mut out = Vec::new();
+        put(&mut out, tag, |body| body.extend_from_slice(b"Sa_name_of_some_length\0"));
+        out
+    };
+    for message in [about(b'D'), about(b'C'), bind("a_name_of_some_length")] {
+        let mut whole = None;
+        for cut in (1..message.len()).rev() {
+            let mut play = Play::new(PoolMode::Transaction);
+            open_transaction(&mut play);
+            play.client_bound(&[parse("a_name_of_some_length", "select 1"), bare(b'S')].concat(), false);
+            play.server(&[bare(b'1'), ready(TxStatus::InTransaction)].concat());
+            play.forwarded.clear();
+            play.client(message.get(..cut).unwrap());
+            play.client(&[message.get(cut..).unwrap(), &bare(b'S')].concat());
+            let whole = whole.get_or_insert_with(|| play.forwarded.clone());
+            assert_eq!(&play.forwarded, whole, "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_commit_with_more_behind_it_is_in_doubt_when_the_server_is_lost() {
+    let mut play = Play::new(PoolMode::Transaction);
+    open_transaction(&mut play);
+    play.client(&[query("commit"), query("begin"), query("insert into t values (1)")].concat());
+    let mut out = Vec::new();
+    assert!(play.core.lost(&lost_error(), &mut out));
+    let codes = |code: &[u8]| out.windows(code.len()).filter(|part| *part == code).count();
+    assert_eq!((codes(b"08007"), codes(b"40001")), (3, 0));
+    // The next transaction is another one.
+    let mut play = Play::new(PoolMode::Transaction);
+    open_transaction(&mut play);
+    play.client(&query("commit"));
+    play.server(&[bare(b'C'), ready(TxStatus::Idle)].concat());
+    drop(play.core.released());
+    open_transaction(&mut play);
+    play.client(&query("insert into t values (1)"));
+    let mut out = Vec::new();
+    assert!(play.core.lost(&lost_error(), &mut out));
+    assert!(out.windows(5).any(|part| part == b"40001"));
+}
+
+#[test]
+fn a_lost_transaction_is_over_for_no_statement_but_its_end() {
+    let mut play = Play::new(PoolMode::Transaction);
+    open_transaction(&mut play);
+    play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
+    play.server(&[bare(b'1'), ready(TxStatus::InTransaction)].concat());
+    assert!(play.core.lost(&lost_error(), &mut Vec::new()));
+    for (sql, code, status) in [
+        ("deallocate s", "40001", TxStatus::Failed),
+        ("deallocate all", "25P02", TxStatus::Failed),
+        ("rollback to savepoint a", "25P02", TxStatus::Failed),
+        ("commit and chain", "25P02", TxStatus::Failed),
+        ("commit", "ROLLBACK", TxStatus::Idle),
+    ] {
+        play.replied.clear();
+        assert_eq!(play.client(&query(sql)), Stop::Wait, "{sql}");
+        let told = play.replied.windows(code.len()).any(|part| part == code.as_bytes());
+        assert!(told && play.replied.ends_with(&ready(status)), "{sql}");
+    }
+    assert_eq!(play.core.sql_of(b"s"), Some(&b"select 1"[..]), "what failed has not happened");
+}

@@ -66,6 +66,8 @@ pub struct Session {
     /// When the session last waited for its client.
     pub(super) rested: Instant,
     pub(super) last_write: Option<Instant>,
+    /// How often the run that goes on now was replayed.
+    pub(super) replays: u32,
     /// The window in which the worker last heard of this session.
     pub(super) window: u32,
     /// The worker wants to be rid of the session.
@@ -216,6 +218,7 @@ impl Session {
         }
         let now = Instant::now();
         self.rested = now;
+        self.replays = 0;
         if self.sent.capacity() > KEEP {
             self.sent = Vec::new();
         }
@@ -390,7 +393,11 @@ impl Session {
                 }
                 ClientStep::Rewritten(n) => {
                     let bytes = rest.get(..n).unwrap_or_default();
-                    self.forward(cx, bytes, &tools.edit).map_err(|step| (at, step))?;
+                    let sent = self.forward(cx, bytes, &tools.edit);
+                    if tools.edit.capacity() > crate::worker::CHUNK {
+                        tools.edit = Vec::new();
+                    }
+                    sent.map_err(|step| (at, step))?;
                     at = at.saturating_add(n);
                     if self.to_server.blocked() {
                         return Ok(at);

@@ -10,15 +10,21 @@ use std::sync::Arc;
 
 /// Statements that one client may have; beyond that the session keeps its server, and the server the statements.
 const MOST: usize = 20_000;
+/// Bytes of names, texts and types that these may have together; the same beyond that.
+const MOST_BYTES: usize = 16 * 1024 * 1024;
+/// Names of failed statements that are remembered for error messages.
+const MOST_VOID: usize = 64;
 
 /// A session's named statements.
 #[derive(Default)]
 pub struct Names {
     known: HashMap<Box<[u8]>, Known>,
+    /// Bytes of names, texts and types of what is known.
+    bytes: usize,
     /// What replies on their way decide, by the message that they answer.
     pending: VecDeque<(u32, Effect)>,
     /// Names of statements that turned out to be none, while messages that use them may be on their way.
-    void: Vec<(Box<[u8]>, Id)>,
+    void: VecDeque<(Box<[u8]>, Id)>,
 }
 
 /// A statement, and when this client has parsed it.
@@ -26,6 +32,13 @@ pub struct Names {
 struct Known {
     statement: Arc<Statement>,
     since: u64,
+}
+
+impl Known {
+    /// Bytes that it costs its client under this name.
+    fn size(&self, name: &[u8]) -> usize {
+        name.len().saturating_add(self.statement.size())
+    }
 }
 
 enum Effect {
@@ -39,11 +52,13 @@ enum Effect {
     Closed(Box<[u8]>, Known),
 }
 
-/// Whether a message names a statement.
+/// The prepared statement that a message is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Named<'a> {
-    /// No, or only the unnamed one.
+    /// None.
     No,
+    /// The one without a name.
+    Unnamed,
     /// This one.
     Yes(&'a [u8]),
     /// More bytes are needed to know.
@@ -62,7 +77,7 @@ pub struct Rewriter<'a> {
     pub out: &'a mut Vec<u8>,
 }
 
-/// The statement that a message, of which at least the header is there, names.
+/// The prepared statement that a message, of which at least the header is there, is about.
 #[must_use]
 pub fn named(tag: u8, message: &[u8]) -> Named<'_> {
     let body = message.get(5..).unwrap_or_default();
@@ -77,7 +92,7 @@ pub fn named(tag: u8, message: &[u8]) -> Named<'_> {
         _ => return Named::No,
     };
     match name {
-        Some((b"", _)) => Named::No,
+        Some((b"", _)) => Named::Unnamed,
         Some((name, _)) => Named::Yes(name),
         None => Named::Unclear,
     }
@@ -93,17 +108,31 @@ impl Names {
     /// Whether one more statement can be kept.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.known.len() < MOST
+        self.known.len() < MOST && self.bytes < MOST_BYTES
+    }
+
+    fn insert(&mut self, name: Box<[u8]>, known: Known) {
+        self.bytes = self.bytes.saturating_add(known.size(&name));
+        if let Some(before) = self.known.insert(name.clone(), known) {
+            self.bytes = self.bytes.saturating_sub(before.size(&name));
+        }
+    }
+
+    fn take(&mut self, name: &[u8]) -> Option<Known> {
+        let known = self.known.remove(name)?;
+        self.bytes = self.bytes.saturating_sub(known.size(name));
+        Some(known)
     }
 
     /// Forgets one statement; whether there was one.
     pub fn remove(&mut self, name: &[u8]) -> bool {
-        self.known.remove(name).is_some()
+        self.take(name).is_some()
     }
 
     /// Forgets all statements.
     pub fn clear(&mut self) {
         self.known = HashMap::new();
+        self.bytes = 0;
     }
 
     /// The whole of a message, or its front with the name in it, for the server, with what it needs before it.
@@ -120,8 +149,8 @@ impl Names {
             b'P' => self.parse(name, message, to),
             b'C' => {
                 to.raw(message);
-                if let Some((name, known)) = self.known.remove_entry(name) {
-                    self.pending.push_back((to.ledger.asked(), Effect::Closed(name, known)));
+                if let Some(known) = self.take(name) {
+                    self.pending.push_back((to.ledger.asked(), Effect::Closed(name.into(), known)));
                 }
             }
             _ => {
@@ -139,7 +168,7 @@ impl Names {
         {
             let tail = message.get(name.len().saturating_add(6)..).unwrap_or_default();
             let (statement, since) = (interner.intern(tail), interner.parsed());
-            self.known.insert(name.into(), Known { statement, since });
+            self.insert(name.into(), Known { statement, since });
         }
     }
 
@@ -157,7 +186,7 @@ impl Names {
         let has = to.prepared.look(id, since);
         self.prepare(&statement, has, to);
         self.pending.push_back((to.ledger.asked(), Effect::Parsed(name.into(), id)));
-        self.known.insert(name.into(), Known { statement, since });
+        self.insert(name.into(), Known { statement, since });
     }
 
     /// Sees to it that the server has the statement.
@@ -205,10 +234,13 @@ impl Names {
                 Effect::Prepares(id) | Effect::Drops(id) => prepared.doubt(id),
                 Effect::Parsed(name, id) => {
                     prepared.doubt(id);
-                    self.known.remove(&name);
-                    self.void.push((name, id));
+                    self.take(&name);
+                    self.void.push_back((name, id));
+                    if self.void.len() > MOST_VOID {
+                        self.void.pop_front();
+                    }
                 }
-                Effect::Closed(name, known) => drop(self.known.insert(name, known)),
+                Effect::Closed(name, known) => self.insert(name, known),
             }
         }
     }
@@ -259,5 +291,59 @@ impl Rewriter<'_> {
         self.out.extend_from_slice(message.get(5..start).unwrap_or_default());
         put_cstr(self.out, ours);
         self.out.extend_from_slice(rest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statements::Scope;
+    use helios_pgwire::frame::put;
+
+    fn parse(name: &str, sql: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        put(&mut out, b'P', |body| body.extend_from_slice(format!("{name}\0{sql}\0\0\0").as_bytes()));
+        out
+    }
+
+    #[test]
+    fn the_statement_that_a_message_is_about() {
+        for (tag, body, expected) in [
+            (b'P', &b"s\0select 1\0\0\0"[..], Named::Yes(b"s")),
+            (b'P', b"\0select 1\0\0\0", Named::Unnamed),
+            (b'P', b"s", Named::Unclear),
+            (b'B', b"portal\0s\0", Named::Yes(b"s")),
+            (b'B', b"portal\0\0", Named::Unnamed),
+            (b'B', b"portal\0s", Named::Unclear),
+            (b'D', b"Ss\0", Named::Yes(b"s")),
+            (b'D', b"S\0", Named::Unnamed),
+            (b'D', b"Slong na", Named::Unclear),
+            (b'D', b"", Named::Unclear),
+            (b'D', b"Ps\0", Named::No),
+            (b'C', b"Ss\0", Named::Yes(b"s")),
+            (b'E', b"s\0", Named::No),
+        ] {
+            let message = [&[tag, 0, 0, 0, 0], body].concat();
+            assert_eq!(named(tag, &message), expected, "{tag} {body:?}");
+        }
+    }
+
+    #[test]
+    fn what_one_client_keeps_is_bounded_in_bytes_and_given_back() {
+        let mut names = Names::default();
+        let mut interner = Interner::new(Scope::new([0; 16]));
+        let text = "x".repeat(256 * 1024);
+        let mut kept = 0;
+        while names.has_room() {
+            names.note(&parse(&format!("s{kept}"), &text), &mut interner);
+            kept += 1;
+        }
+        assert!((60..=64).contains(&kept), "{kept}");
+        (0..kept).for_each(|i| assert!(names.remove(format!("s{i}").as_bytes())));
+        assert_eq!((names.bytes, names.has_room()), (0, true));
+        let mut prepared = Prepared::default();
+        names.pending.extend((0..1000).map(|i| (i, Effect::Parsed(Box::from(&b"s"[..]), 0))));
+        names.failed(u32::MAX, &mut prepared);
+        assert_eq!(names.void.len(), MOST_VOID);
     }
 }

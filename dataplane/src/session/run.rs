@@ -7,7 +7,7 @@ use super::names::{Named, Names, named};
 use crate::route::{Class, KnownFunctions, Pins, Verdict, VerdictCache};
 use crate::statements::Interner;
 use helios_pgwire::PgError;
-use helios_pgwire::frame::{Header, take_cstr};
+use helios_pgwire::frame::Header;
 use helios_pgwire::frontend::{parse_text, query_text};
 use helios_proto::model::PoolMode;
 
@@ -86,18 +86,6 @@ pub fn no_blocks() -> PgError {
 pub fn no_unnamed() -> PgError {
     PgError::error("26000", "unnamed prepared statement does not exist")
         .hint("In transaction and statement pooling the unnamed statement lives until the next Sync.")
-}
-
-/// The name of the prepared statement that a Bind or Describe message uses; `None` if it uses none, or if the name
-/// is not there yet.
-#[must_use]
-pub fn used_statement(tag: u8, here: &[u8]) -> Option<&[u8]> {
-    let body = here.get(5..)?;
-    let name = match tag {
-        b'B' => take_cstr(body)?.1,
-        _ => body.strip_prefix(b"S")?,
-    };
-    take_cstr(name).map(|(name, _)| name)
 }
 
 /// The verdict of a FunctionCall message. Drivers use it for large objects, whose functions leave nothing behind
@@ -305,7 +293,7 @@ impl Run {
             self.named = true;
             return Ok(());
         }
-        let unnamed = tag != b'C' && used_statement(tag, here) == Some(b"");
+        let unnamed = tag != b'C' && named(tag, here) == Named::Unnamed;
         if unnamed && !self.parsed {
             return Err(Box::new(no_unnamed()));
         }

@@ -152,6 +152,7 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         started: None,
         rested: Instant::now(),
         last_write: None,
+        replays: 0,
         window: 0,
         shed: false,
     };
@@ -173,7 +174,6 @@ impl From<PgError> for End {
 /// Relays until the session ends, `true`, or another worker is to have it.
 async fn relay(session: &mut Session) -> bool {
     let mut timer = Timer::default();
-    let mut replays = 0;
     let end = loop {
         let step = poll_fn(|cx| timer.poll(session, cx)).await;
         let next = match step {
@@ -183,7 +183,7 @@ async fn relay(session: &mut Session) -> bool {
                 session.refused();
                 Ok(())
             }
-            Event::Step(Step::ServerLost(message)) => session.server_lost(message, &mut replays),
+            Event::Step(Step::ServerLost(message)) => session.server_lost(message),
             Event::Step(Step::Ended(Ending::Error(error))) => Err(End::Words(error.to_bytes())),
             Event::Step(Step::Ended(Ending::Terminate | Ending::Cut) | Step::ClientGone) => Err(End::Silent),
             Event::QueryTimeout => {
@@ -313,7 +313,7 @@ impl Session {
                 b'P' => parse_text(message).map(|(_, text)| text),
                 b'B' => match named(tag, message) {
                     Named::Yes(name) => self.core.sql_of(name),
-                    Named::No | Named::Unclear => None,
+                    Named::No | Named::Unnamed | Named::Unclear => None,
                 },
                 _ => None,
             };
@@ -336,7 +336,7 @@ impl Session {
     }
 
     /// The server connection broke: replay, or tell the client what is known, or end.
-    fn server_lost(&mut self, message: Option<Vec<u8>>, replays: &mut u32) -> Result<(), End> {
+    fn server_lost(&mut self, message: Option<Vec<u8>>) -> Result<(), End> {
         self.handle.clear_server();
         let Some(server) = self.server.take() else { return Err(End::Silent) };
         let pool = Arc::clone(server.slot.pool());
@@ -347,12 +347,12 @@ impl Session {
         }
         (self.worker.shared.evidence)(name, Evidence::ConnectionLost);
         tracing::info!(node = %name, "lost a server connection in use");
-        if self.core.replayable() && *replays < MOST_REPLAYS {
-            *replays = replays.saturating_add(1);
+        if self.core.replayable() && self.replays < MOST_REPLAYS {
+            self.replays = self.replays.saturating_add(1);
             self.replay();
             return Ok(());
         }
-        *replays = 0;
+        self.replays = 0;
         let wrote = self.core.take_wrote();
         let error = match wrote {
             true => PgError::error(

@@ -1,10 +1,10 @@
 //! What bytes of the client mean: runs for which a server connection is needed, and messages for the one that is held.
 //! Never looks at a parameter.
 
-use super::{Bound, ClientStep, Core, Ending, RUN_MAX, SHORTEST_USE, TEXT_MAX, begins};
+use super::{Bound, ClientStep, Core, Ending, RUN_MAX, TEXT_MAX, begins};
 use crate::route::{Class, Pins, TxWord, Verdict};
 use crate::session::names::{Named, Rewriter, named};
-use crate::session::run::{Judge, function_call, no_blocks, no_unnamed, used_statement};
+use crate::session::run::{Judge, function_call, no_blocks, no_unnamed};
 use crate::statements::{self, Deallocate};
 use helios_pgwire::backend::{self, TxStatus};
 use helios_pgwire::frame::{FrameError, Header, put, put_cstr};
@@ -45,8 +45,8 @@ impl Core {
                 return ClientStep::Close(Ending::Terminate);
             }
             let here = rest.get(..header.size).unwrap_or(rest);
-            let names = header.tag != b'B' || used_statement(b'B', here).is_some() || here.len() >= RUN_MAX;
-            if here.len() < header.size && (header.size <= held_whole(header.tag) || !names) {
+            let unclear = header.tag == b'B' && named(b'B', here) == Named::Unclear && here.len() < RUN_MAX;
+            if here.len() < header.size && (header.size <= held_whole(header.tag) || unclear) {
                 return self.wait_or_acquire(buf, judge, out);
             }
             self.client_skip = header.size.saturating_sub(here.len());
@@ -101,7 +101,7 @@ impl Core {
             _ if self.skip_to_sync => throw(self),
             b'd' | b'c' | b'f' => throw(self),
             b'H' if size == 5 => throw(self),
-            b'Q' => {
+            b'Q' if self.doom.is_none() => {
                 self.deallocate(rest.get(..size)?, TxStatus::Idle, out).then_some(ClientStep::Consume(size))
             }
             _ => None,
@@ -197,7 +197,7 @@ impl Core {
         judge: &mut Judge<'_>,
         out: &mut Vec<u8>,
     ) -> Option<ClientStep> {
-        let Header { tag, size } = header;
+        let tag = header.tag;
         if tag == b'X' {
             // What was asked before is answered first, as PostgreSQL does; what cannot end is not waited for.
             let ends = self.ledger.settled() || self.ledger.unsynced() || self.ledger.copy_in();
@@ -208,8 +208,7 @@ impl Core {
         }
         let stop = match tag {
             b'Q' | b'P' => self.forward_text(header, rest, judge, out),
-            b'B' | b'D' => self.forward_use(header, rest, judge, out),
-            b'C' if rest.len() < size.min(SHORTEST_USE) => Some(ClientStep::Wait),
+            b'B' | b'D' | b'C' => self.forward_use(header, rest, judge, out),
             b'F' => {
                 self.note(tag, &function_call(rest));
                 None
@@ -243,7 +242,7 @@ impl Core {
             return Some(ClientStep::Consume(size));
         }
         let verdict = judge.message(tag, message);
-        let named = tag == b'P' && message.is_none_or(|message| named(tag, message) != Named::No);
+        let named = tag == b'P' && message.is_none_or(|message| named(tag, message) != Named::Unnamed);
         if named && self.is_tracked(message.unwrap_or_default()) {
             // What it does, it does when it is bound.
             return None;
@@ -260,8 +259,8 @@ impl Core {
         None
     }
 
-    /// A Bind or Describe for the server connection held: a statement that was prepared by name does now what its text
-    /// says.
+    /// A Bind, Describe or Close for the server connection held: it goes on once its name is there, and a statement that
+    /// was prepared by name does now what its text says.
     fn forward_use(
         &mut self,
         Header { tag, size }: Header,
@@ -269,15 +268,15 @@ impl Core {
         judge: &mut Judge<'_>,
         out: &mut Vec<u8>,
     ) -> Option<ClientStep> {
-        match used_statement(tag, rest) {
+        let here = rest.get(..size).unwrap_or(rest);
+        match named(tag, here) {
             // Another client's may still be there. No driver asks for this, so the session may end.
-            Some(b"") if !self.owns_unnamed => {
+            Named::Unnamed if tag != b'C' && !self.owns_unnamed => {
                 let error = PgError { severity: Severity::Fatal, ..no_unnamed() };
                 Some(ClientStep::Close(Ending::Error(Box::new(error))))
             }
-            None if tag == b'B' && rest.len() < size.min(RUN_MAX) => Some(ClientStep::Wait),
-            None if tag == b'D' && rest.len() < size.min(SHORTEST_USE) => Some(ClientStep::Wait),
-            Some(name) if tag == b'B' && !name.is_empty() => {
+            Named::Unclear if here.len() < size.min(RUN_MAX) => Some(ClientStep::Wait),
+            Named::Yes(name) if tag == b'B' => {
                 let verdict = self.names.sql(name).map_or_else(Verdict::in_doubt, |sql| judge.text(sql));
                 self.note(tag, &verdict);
                 let refused = self.mode == PoolMode::Statement && begins(&verdict);
@@ -364,7 +363,8 @@ impl Core {
                 self.counts.writes = self.counts.writes.saturating_add(1)
             }
         }
-        self.leaving = matches!(verdict.tx, TxWord::End | TxWord::Mixed);
+        let ends = matches!(verdict.tx, TxWord::End | TxWord::Mixed);
+        self.leaving = ends || (self.leaving && !self.ledger.settled());
         self.discarding = tag == b'Q' && verdict.is_discard_all;
         self.pins = self.pins.union(verdict.pins);
     }

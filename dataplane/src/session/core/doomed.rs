@@ -130,7 +130,7 @@ impl Core {
                 b'P' => parse_text(message).map(|(_, text)| text),
                 b'B' => match named(tag, message) {
                     Named::Yes(name) => self.names.sql(name),
-                    Named::No | Named::Unclear => None,
+                    Named::No | Named::Unnamed | Named::Unclear => None,
                 },
                 _ => None,
             };
