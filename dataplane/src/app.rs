@@ -7,7 +7,7 @@ use crate::http::{self, Shim};
 use crate::lanes::{Arrival, Lanes};
 use crate::limits::Clients;
 use crate::listener::{self, WorkerThread, start_worker};
-use crate::pool::{Identities, Pools, sweep};
+use crate::pool::{Identities, Pools, catalog, sweep};
 use crate::registry::{self, Registry};
 use crate::standalone::{self, Standalone};
 use crate::statements::Scope;
@@ -91,6 +91,7 @@ pub async fn start(config: Config) -> io::Result<App> {
     tasks.spawn(follow(Arc::clone(&shared), snapshots, control.applied(), running.clone()));
     let identities: Arc<Identities> = Arc::clone(&shared.identities);
     tasks.spawn(sweep::run(Arc::clone(&shared.pools), identities, running.clone(), shared.cleanups.clone()));
+    tasks.spawn(catalog::run(Arc::clone(&shared.pools), Arc::clone(&shared.identities), running.clone()));
     tasks.spawn(listener::accept(listener, Arc::clone(&shared), accepting.clone()));
     let (link, on) = (control.link(), Arc::clone(&shared));
     let shim = Shim { shared: on, workers: Arc::clone(&workers), draining: Arc::clone(&draining), link };
@@ -204,7 +205,7 @@ impl Control {
         match self {
             Self::Standalone(control) => {
                 control.report(status, stop.clone(), tasks);
-                control.serve(config, &shared.pools, (stop, tasks)).await
+                control.serve(config, shared, (stop, tasks)).await
             }
             Self::Remote(control) => {
                 control.report(status);

@@ -21,7 +21,7 @@ mod tests;
 pub use cache::VerdictCache;
 pub use choose::{Choice, Kind, Query, Reason, SessionFacts, choose};
 pub use classify::classify;
-pub use functions::{KnownFunctions, NoFunctions};
+pub use functions::{KnownFunctions, NoFunctions, UserFunctions};
 pub use hint::{Hint, RouteHint};
 pub use picker::{Loads, Picker};
 pub use verdict::{Class, Pins, TxWord, Verdict};

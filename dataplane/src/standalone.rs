@@ -7,8 +7,7 @@ mod explain;
 use self::explain::explain;
 use crate::control::alone::{Arbiter, StartArbiter};
 use crate::control::{self, Link, StatusOf};
-use crate::pool::Pools;
-use crate::worker::TellEvidence;
+use crate::worker::{Shared, TellEvidence};
 use helios_controlplane::Handle;
 use helios_controlplane::core::Core;
 use helios_controlplane::fleet::{Ack, Identity, Seat};
@@ -131,7 +130,7 @@ impl Standalone {
     pub async fn serve(
         &self,
         config: &Config,
-        pools: &Arc<Pools>,
+        shared: &Arc<Shared>,
         (stop, tracker): (&CancellationToken, &TaskTracker),
     ) -> io::Result<Option<SocketAddr>> {
         let management = &config.management;
@@ -154,9 +153,10 @@ impl Standalone {
             standalone: true,
             started: self.started,
         };
-        let pools = Arc::clone(pools);
-        let explain =
-            Arc::new(move |sql: &str, user: &str, database: &str| explain(&pools, sql, user, database));
+        let of = Arc::clone(shared);
+        let explain = Arc::new(move |sql: &str, user: &str, database: &str| {
+            explain(&of.pools, &of.identities, sql, user, database)
+        });
         let service = Service::new(&self.core, about, Some(explain), stop.clone(), tracker.clone());
         let routes = grpc::management_routes(service).await?;
         let door = Door::new(&management.tokens, true);

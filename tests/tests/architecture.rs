@@ -36,7 +36,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
     ("logging", &[]),
     ("main", &[]),
     ("metrics", &["control", "pool", "route"]),
-    ("pool", &["server", "statements"]),
+    ("pool", &["route", "server", "statements"]),
     ("registry", &["server"]),
     ("route", &[]),
     ("server", &["pool", "statements"]),

@@ -4,6 +4,7 @@
 //! Startup parameters are part of the key: a server connection is opened with exactly the parameters of the
 //! clients that use it, so settings from the startup packet hold and nothing needs replaying (decision 0003).
 
+use crate::route::UserFunctions;
 use crate::server::Credential;
 use helios_pgwire::backend;
 use helios_pgwire::login::Welcome;
@@ -28,6 +29,8 @@ pub struct Identity {
     pub credential: Arc<Credential>,
     /// Proof epoch: grows when the role's credential changes.
     pub epoch: u64,
+    /// What is known of the functions of the database.
+    pub functions: Arc<UserFunctions>,
     welcome: Mutex<Option<Arc<Greeting>>>,
 }
 
@@ -52,6 +55,7 @@ pub struct Greeting {
 #[derive(Default)]
 pub struct Identities {
     known: Mutex<HashMap<Key, Weak<Identity>>>,
+    functions: Mutex<HashMap<Vec<u8>, Weak<UserFunctions>>>,
     next: AtomicU64,
 }
 
@@ -86,6 +90,7 @@ impl Identities {
             params,
             credential: Arc::clone(credential),
             epoch,
+            functions: self.functions(database),
             welcome: Mutex::new(None),
         });
         known.insert(key, Arc::downgrade(&identity));
@@ -103,8 +108,22 @@ impl Identities {
             params,
             credential: Arc::new(Credential::Nothing),
             epoch: 0,
+            functions: Arc::default(),
             welcome: Mutex::new(None),
         })
+    }
+
+    /// What is known of the functions of a database: the same for all its identities.
+    #[must_use]
+    pub fn functions(&self, database: &[u8]) -> Arc<UserFunctions> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = functions.get(database).and_then(Weak::upgrade) {
+            return known;
+        }
+        functions.retain(|_, known| known.strong_count() > 0);
+        let known = Arc::default();
+        functions.insert(database.to_vec(), Arc::downgrade(&known));
+        known
     }
 
     /// Identities that a session or a connection still uses and that a backend has greeted.

@@ -1,7 +1,9 @@
 //! Pools of server connections: who owns a connection, one pool per node with its limits and its queue, and the
-//! view that binds the current snapshot to its pools. One task, `sweep`, expires waits and closes what is old.
+//! view that binds the current snapshot to its pools. Two tasks: `sweep` expires waits and closes what is old, `catalog`
+//! looks at the users' functions.
 //! Never parses SQL; never waits while holding a lock.
 
+pub mod catalog;
 pub mod identity;
 pub mod node;
 pub mod sweep;
@@ -11,4 +13,4 @@ pub mod wait;
 pub use identity::{Identities, Identity};
 pub use node::{Checkout, NodePool, Slot};
 pub use view::{Pools, View};
-pub use wait::{Grant, Outcome, Waiter};
+pub use wait::{Grant, Outcome, Waiter, wait};

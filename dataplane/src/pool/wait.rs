@@ -1,7 +1,8 @@
 //! A session's place in a pool's queue. Never allocated per wait: a session reuses its own.
 
-use super::node::Slot;
+use super::node::{NodePool, Slot};
 use crate::server::ServerConn;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -77,5 +78,24 @@ impl Waiter {
             State::Done(outcome) => Some(outcome),
             State::Idle | State::Queued(_) => None,
         }
+    }
+}
+
+/// Waits in a pool's queue; gives the place up when dropped.
+pub async fn wait(pool: &Arc<NodePool>, waiter: &Arc<Waiter>) -> Outcome {
+    let guard = Leave { pool, waiter };
+    let outcome = poll_fn(|cx| waiter.poll(cx)).await;
+    std::mem::forget(guard);
+    outcome
+}
+
+struct Leave<'a> {
+    pool: &'a Arc<NodePool>,
+    waiter: &'a Arc<Waiter>,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.pool.abandon(self.waiter);
     }
 }

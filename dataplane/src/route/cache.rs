@@ -28,6 +28,8 @@ pub struct VerdictCache {
 struct Slot {
     hash: u64,
     standard_strings: bool,
+    /// Which functions were known.
+    known: u64,
     /// Empty in an unused slot; no text that is cached is empty.
     text: Vec<u8>,
     verdict: Verdict,
@@ -46,8 +48,13 @@ impl VerdictCache {
     /// An empty cache.
     #[must_use]
     pub fn new() -> Self {
-        let empty =
-            || Slot { hash: 0, standard_strings: true, text: Vec::new(), verdict: Verdict::in_doubt() };
+        let empty = || Slot {
+            hash: 0,
+            standard_strings: true,
+            known: 0,
+            text: Vec::new(),
+            verdict: Verdict::in_doubt(),
+        };
         Self {
             hasher: foldhash::fast::RandomState::default(),
             slots: std::iter::repeat_with(empty).take(SLOTS).collect(),
@@ -69,8 +76,11 @@ impl VerdictCache {
         }
         let hash = self.hasher.hash_one(sql);
         let Some(slot) = self.slots.get_mut(place(hash)) else { return &self.uncached };
-        let hit = slot.hash == hash && slot.standard_strings == standard_strings && slot.text == sql;
+        let rules = (slot.standard_strings, slot.known) == (standard_strings, known.id());
+        let hit = slot.hash == hash && rules && slot.text == sql;
         if !hit {
+            // Asked first: what becomes known from here on is another number.
+            slot.known = known.id();
             slot.verdict = self.learned.judge(sql, standard_strings, known);
             slot.hash = hash;
             slot.standard_strings = standard_strings;
@@ -88,13 +98,6 @@ impl VerdictCache {
             && slot.text == sql
         {
             as_write(&mut slot.verdict);
-        }
-    }
-
-    /// Forgets every verdict, but not what was learned: to be called when the known functions have changed.
-    pub fn clear(&mut self) {
-        for slot in &mut self.slots {
-            slot.text.clear();
         }
     }
 }
@@ -138,10 +141,17 @@ fn place(hash: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::functions::NoFunctions;
+    use crate::route::functions::{NoFunctions, UserFunctions};
 
     fn class(cache: &mut VerdictCache, sql: &str) -> Class {
         cache.get_or_classify(sql.as_bytes(), true, &NoFunctions).class
+    }
+
+    /// Takes every slot.
+    fn flood(cache: &mut VerdictCache) {
+        for i in 0..20_000 {
+            assert_eq!(class(cache, &format!("select {i}")), Class::Read);
+        }
     }
 
     #[test]
@@ -161,25 +171,25 @@ mod tests {
         cache.learn_write(b"select * from v");
         assert_eq!(class(&mut cache, "select * from v"), Class::Write);
         assert_eq!(class(&mut cache, "select * from v "), Class::Read);
-        for i in 0..20_000 {
-            assert_eq!(class(&mut cache, &format!("select {i}")), Class::Read);
-        }
-        cache.clear();
+        flood(&mut cache);
         assert_eq!(class(&mut cache, "select * from v"), Class::Write);
         for i in 0..LEARNED {
             cache.learn_write(format!("select {i}").as_bytes());
         }
-        cache.clear();
+        flood(&mut cache);
         assert_eq!(class(&mut cache, "select * from v"), Class::Read, "the oldest is forgotten");
     }
 
     #[test]
-    fn what_became_known_counts_after_clear() {
+    fn what_becomes_known_of_functions_counts_at_once_and_for_its_database_only() {
         let mut cache = VerdictCache::new();
-        assert_eq!(class(&mut cache, "select f()"), Class::VolatileFunction);
-        cache.clear();
-        let known = |name: &[u8]| name == b"f";
-        assert_eq!(cache.get_or_classify(b"select f()", true, &known).class, Class::Read);
+        let (here, there) = (UserFunctions::default(), UserFunctions::default());
+        let mut class = |known: &UserFunctions| cache.get_or_classify(b"select f()", true, known).class;
+        assert_eq!((class(&here), class(&there)), (Class::VolatileFunction, Class::VolatileFunction));
+        here.set([(b"f"[..].into(), true)]);
+        assert_eq!((class(&here), class(&there)), (Class::Read, Class::VolatileFunction));
+        here.set([(b"f"[..].into(), false)]);
+        assert_eq!((class(&here), class(&there)), (Class::VolatileFunction, Class::VolatileFunction));
     }
 
     #[test]

@@ -2,9 +2,17 @@
 //! Never allocates; the list itself is generated (see `functions/table.rs`).
 
 mod table;
+mod users;
+
+pub use users::UserFunctions;
 
 /// What is known about functions outside PostgreSQL's own list. Names come without schema; an unquoted one in lower case.
 pub trait KnownFunctions {
+    /// Another number for other contents, and the same for equal ones; 0: nothing is known.
+    fn id(&self) -> u64 {
+        0
+    }
+
     /// Every function of this name is known to be immutable or stable.
     fn is_safe(&self, name: &[u8]) -> bool;
 

@@ -1,6 +1,7 @@
 //! Server connections: dialling and logging in, the logged-in connection, its reply ledger, cancel and clean-up.
 //! Never decides where a statement goes or who gets a connection next.
 
+pub mod ask;
 pub mod clean;
 pub mod conn;
 pub mod credential;

@@ -3,14 +3,13 @@
 
 use crate::pool::node::Request;
 use crate::pool::sweep::open;
-use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter};
+use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter, wait};
 use crate::server::ServerConn;
 use crate::server::dial::DialError;
 use crate::worker::Worker;
 use helios_pgwire::login::LoginError;
 use helios_pgwire::{PgError, Severity};
 use helios_proto::model::{Evidence, Health};
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,25 +36,6 @@ pub struct Seeker<'a> {
     pause: Duration,
     /// The right to open a connection, from before the search.
     slot: Option<Slot>,
-}
-
-/// Waits in a pool's queue; gives the place up when dropped.
-pub async fn wait(pool: &Arc<NodePool>, waiter: &Arc<Waiter>) -> Outcome {
-    let guard = Leave { pool, waiter };
-    let outcome = poll_fn(|cx| waiter.poll(cx)).await;
-    std::mem::forget(guard);
-    outcome
-}
-
-struct Leave<'a> {
-    pool: &'a Arc<NodePool>,
-    waiter: &'a Arc<Waiter>,
-}
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.pool.abandon(self.waiter);
-    }
 }
 
 /// The error of the acquire timeout, in the words of the guide.

@@ -8,7 +8,7 @@ use super::run::Judge;
 use crate::pool::view::SessionSettings;
 use crate::pool::{Identity, View, Waiter};
 use crate::registry::SessionHandle;
-use crate::route::{Loads, NoFunctions, Reason};
+use crate::route::{Loads, Reason};
 use crate::server::ServerConn;
 use crate::worker::{Bench, Tools, Worker};
 use helios_proto::model::{Evidence, PoolMode};
@@ -353,13 +353,18 @@ impl Session {
         tools: &mut Tools,
     ) -> Result<usize, (usize, Step)> {
         let mut at = 0usize;
+        let identity = Arc::clone(&self.identity);
+        if self.server.is_none() {
+            // Another mode counts from the first message of a run on.
+            self.refresh(&tools.view());
+        }
         loop {
             let rest = bytes.get(at..).unwrap_or_default();
             let mut reply = Vec::new();
             let mut judge = Judge {
                 cache: &mut tools.verdicts,
                 standard_strings: self.greeting.standard_strings,
-                known: &NoFunctions,
+                known: identity.functions.as_ref(),
                 readable: self.greeting.readable && !self.core.reads_differently(),
                 statements: &mut tools.statements,
                 edit: &mut tools.edit,

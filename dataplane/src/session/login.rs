@@ -297,7 +297,7 @@ impl Login<'_> {
         let outcome = match pool.checkout(&request) {
             Checkout::Dial(slot) => return Ok(slot),
             Checkout::Ready(_) | Checkout::Retired => return Err(none()),
-            Checkout::Wait => super::acquire::wait(pool, &waiter).await,
+            Checkout::Wait => crate::pool::wait(pool, &waiter).await,
         };
         match outcome {
             Outcome::Granted(Grant::Dial(slot)) => Ok(slot),

@@ -1,16 +1,17 @@
 //! Where a statement would go now, and why: for operators, over the live snapshot. Sends nothing, changes nothing.
 
-use crate::pool::Pools;
-use crate::route::{Class, NoFunctions, Picker, Query, SessionFacts, choose, classify};
+use crate::pool::{Identities, Pools};
+use crate::route::{Class, Picker, Query, SessionFacts, choose, classify};
 use helios_controlplane::grpc::management::Explained;
 use std::time::Instant;
 
 /// As the first statement of a new session of `user` on `database`.
 #[must_use]
-pub fn explain(pools: &Pools, sql: &str, user: &str, database: &str) -> Explained {
+pub fn explain(pools: &Pools, identities: &Identities, sql: &str, user: &str, database: &str) -> Explained {
     let view = pools.view();
     let settings = view.session_settings(user.as_bytes(), database.as_bytes());
-    let verdict = classify(sql.as_bytes(), true, &NoFunctions);
+    let functions = identities.functions(database.as_bytes());
+    let verdict = classify(sql.as_bytes(), true, functions.as_ref());
     let session = SessionFacts {
         in_transaction: false,
         pinned: false,

@@ -264,6 +264,29 @@ fn reload_takes_a_good_file_and_keeps_the_old_one_when_it_is_broken() {
 }
 
 #[test]
+fn a_session_obeys_another_mode_from_its_next_statement_on() {
+    let cluster = Cluster::shared();
+    let proxy = Config::new(cluster).start().ready();
+    let (mut client, _) = proxy.raw("app");
+    let begin = |client: &mut helios_tests::raw::Raw| {
+        let answer = client.query("begin");
+        client.query("rollback");
+        answer.iter().find(|m| m.tag == b'E').map(|m| m.sqlstate())
+    };
+    assert_eq!(begin(&mut client), None);
+    let text = Config::new(cluster).text();
+    let reloads = proxy.logged("configuration reloaded").len();
+    proxy.rewrite(&text.replace("mode = \"transaction\"", "mode = \"statement\""));
+    proxy.reload();
+    eventually(LONG, "reloaded", || proxy.logged("configuration reloaded").len() > reloads);
+    // The snapshot follows the log line.
+    eventually(LONG, "a new session is refused", || {
+        begin(&mut proxy.raw("app").0).as_deref() == Some("0A000")
+    });
+    assert_eq!(begin(&mut client).as_deref(), Some("0A000"), "the first statement after the reload");
+}
+
+#[test]
 fn terminate_drains() {
     let cluster = Cluster::shared();
     cluster.execute("create table drained (i int); grant all on drained to public");

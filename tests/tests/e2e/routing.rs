@@ -175,6 +175,41 @@ fn what_is_not_plainly_a_read_goes_to_the_primary() {
 }
 
 #[test]
+fn reads_that_call_stable_functions_of_the_user_leave_the_primary() {
+    let cluster = Cluster::shared();
+    let body = "select setting from pg_settings where name = 'port'";
+    cluster.execute(&format!(
+        "create schema own; grant usage on schema own to public; \
+         create function own.port_stable() returns text stable language sql as $$ {body} $$; \
+         create function own.port_volatile() returns text volatile language sql as $$ {body} $$; \
+         create function own.port_both() returns text stable language sql as $$ {body} $$; \
+         create function own.port_both(int) returns text volatile language sql as $$ {body} $$; \
+         create function own.step(text, text) returns text volatile language sql as $$ {body} $$; \
+         create aggregate own.port_of_steps(text) (sfunc = own.step, stype = text)"
+    ));
+    cluster.nodes.iter().filter(|n| n.name != "primary").for_each(|n| n.catch_up(cluster.primary()));
+    let proxy = Config::new(cluster).start().ready();
+    let mut client = proxy.connect("app");
+    eventually(Duration::from_secs(30), "what is stable is known", || {
+        node(cluster, &mut client, "select own.port_stable()") != "primary"
+    });
+    for _ in 0..5 {
+        assert_ne!(node_extended(cluster, &mut client, "select own.port_stable()"), "primary");
+        let on_primary = [
+            "own.port_volatile()",
+            "own.port_both()",
+            "own.port_stable(), own.port_volatile()",
+            "own.port_of_steps('')",
+        ];
+        for call in on_primary {
+            assert_eq!(node(cluster, &mut client, &format!("select {call}")), "primary", "{call}");
+        }
+    }
+    logged(&proxy, "primary", "volatile_function");
+    cluster.execute("drop schema own cascade");
+}
+
+#[test]
 fn a_read_only_transaction_goes_to_a_replica_as_a_whole() {
     let cluster = Cluster::shared();
     let proxy = Config::new(cluster).start().ready();

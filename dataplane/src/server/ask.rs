@@ -1,0 +1,111 @@
+//! One query of ours on a server connection that nobody uses: sent, its rows read, everything owed awaited. For what
+//! the proxy itself wants to know. Bounded in bytes; never runs what a client wrote.
+
+use super::ServerConn;
+use helios_pgwire::backend::{TxStatus, max_len};
+use helios_pgwire::frame::Header;
+use helios_pgwire::frontend;
+use std::io;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// Bytes read at once.
+const CHUNK: usize = 16 * 1024;
+/// Longest answer, in bytes.
+const LONGEST: usize = 8 * 1024 * 1024;
+
+/// A row's columns; `None` for NULL.
+pub type Row = Vec<Option<Vec<u8>>>;
+
+/// The rows of a simple query. After an error the connection is in an unknown state: close it.
+///
+/// # Errors
+/// What the system says; `InvalidData` for an error of the server, a message out of place or an answer that is too long.
+pub async fn ask(conn: &mut ServerConn, sql: &str) -> io::Result<Vec<Row>> {
+    let mut message = Vec::new();
+    frontend::query(&mut message, sql);
+    conn.io.write_all(&message).await?;
+    let (mut buf, mut rows, mut seen) = (Vec::new(), Vec::new(), 0usize);
+    let mut chunk = vec![0u8; CHUNK];
+    loop {
+        if take(&mut buf, &mut rows)? {
+            return if buf.is_empty() { Ok(rows) } else { Err(io::ErrorKind::InvalidData.into()) };
+        }
+        let n = conn.io.read(&mut chunk).await?;
+        let got = chunk.get(..n).filter(|got| !got.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        seen = seen.saturating_add(n);
+        if seen > LONGEST {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        buf.extend_from_slice(got);
+    }
+}
+
+/// Takes whole messages off the front; whether ReadyForQuery was among them.
+fn take(buf: &mut Vec<u8>, rows: &mut Vec<Row>) -> io::Result<bool> {
+    let mut at = 0usize;
+    let ready = loop {
+        let rest = buf.get(at..).unwrap_or_default();
+        let header = Header::parse(rest, max_len).map_err(|_| io::ErrorKind::InvalidData)?;
+        let Some(Header { tag, size }) = header else { break false };
+        let Some(message) = rest.get(..size) else { break false };
+        at = at.saturating_add(size);
+        match tag {
+            b'D' => rows.push(row(message).ok_or(io::ErrorKind::InvalidData)?),
+            b'Z' if message.get(5).copied().and_then(TxStatus::from_byte) == Some(TxStatus::Idle) => {
+                break true;
+            }
+            b'T' | b'C' | b'N' | b'S' => {}
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    };
+    buf.drain(..at);
+    Ok(ready)
+}
+
+/// The columns of a DataRow message; `None` if it is malformed.
+fn row(message: &[u8]) -> Option<Row> {
+    let (count, mut rest) = message.get(5..)?.split_first_chunk::<2>()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (len, tail) = rest.split_first_chunk::<4>()?;
+        let len = i32::from_be_bytes(*len);
+        rest = tail;
+        columns.push(match usize::try_from(len) {
+            Ok(len) => {
+                let value = rest.get(..len)?.to_vec();
+                rest = rest.get(len..)?;
+                Some(value)
+            }
+            Err(_) if len == -1 => None,
+            Err(_) => return None,
+        });
+    }
+    rest.is_empty().then_some(columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use helios_pgwire::frame::put;
+
+    fn data_row(body: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        put(&mut out, b'D', |b| b.extend_from_slice(body));
+        out
+    }
+
+    #[test]
+    fn rows_are_read_and_malformed_ones_refused() {
+        let good = data_row(b"\0\x02\0\0\0\x01a\xff\xff\xff\xff");
+        let ready = b"Z\0\0\0\x05I";
+        let (mut buf, mut rows) = ([&good[..], ready].concat(), Vec::new());
+        assert!(take(&mut buf, &mut rows).unwrap());
+        assert_eq!((rows, buf.len()), (vec![vec![Some(b"a".to_vec()), None]], 0));
+        for bad in [&b"\0\x01\0\0\0\x02a"[..], b"\0\x01\xff\xff\xff\xfe", b"\0", b"\0\x01\0\0\0\x01ab"] {
+            assert!(take(&mut data_row(bad), &mut Vec::new()).is_err(), "{bad:?}");
+        }
+        assert!(take(&mut b"Z\0\0\0\x05T".to_vec(), &mut Vec::new()).is_err());
+        assert!(take(&mut b"E\0\0\0\x05\0".to_vec(), &mut Vec::new()).is_err());
+        assert!(!take(&mut ready[..4].to_vec(), &mut Vec::new()).unwrap());
+    }
+}
