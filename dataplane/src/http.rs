@@ -2,6 +2,7 @@
 //! clients, and never changes anything. Bounded in connections, header size and time.
 
 use crate::control::Link;
+use crate::descriptors::{Reserve, ran_out};
 use crate::listener::WorkerThread;
 use crate::metrics;
 use crate::pool::View;
@@ -46,21 +47,28 @@ pub struct Shim {
 pub async fn serve(listener: TcpListener, shim: Arc<Shim>, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let tasks = tokio_util::task::TaskTracker::new();
+    let reserve = Reserve::hold();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let accepted = tokio::select! {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            next = next => next,
         };
         match accepted {
             Ok((io, _)) => {
-                let shim = Arc::clone(&shim);
+                let (shim, reserve) = (Arc::clone(&shim), reserve.clone());
                 tasks.spawn(async move {
                     connection(io, shim).await;
+                    reserve.refill();
                     drop(place);
                 });
             }
+            // Clients have taken every descriptor: one is held back for whoever wants to know.
+            Err(error) if ran_out(&error) && reserve.lend() => {}
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }

@@ -10,6 +10,7 @@ pub mod app;
 pub mod auth;
 pub mod cli;
 pub mod control;
+pub mod descriptors;
 pub mod http;
 pub mod lanes;
 pub mod limits;

@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Pause after an accept failed, as it does without file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+/// How long a client may take nothing of its answer, and so hold a server connection (`reliability.md` B20).
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 /// An accept that fails again and again is told once in this time.
 const TELL_AGAIN: Duration = Duration::from_secs(5);
 
@@ -133,7 +135,7 @@ fn hand_over(mut io: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
             return;
         }
     };
-    if let Ok(io) = tune(&io).and_then(|()| io.into_std()) {
+    if let Ok(io) = tune(&io, CLIENT_PATIENCE).and_then(|()| io.into_std()) {
         shared.lanes.send(Arrival::Accepted { io, peer, counted });
     }
 }

@@ -3,7 +3,7 @@
 use clap::Parser as _;
 use heliosdb_proxy::app::{self, App};
 use heliosdb_proxy::cli::Args;
-use heliosdb_proxy::logging;
+use heliosdb_proxy::{descriptors, logging};
 use std::process::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     logging::start(args.log_format);
+    descriptors::raise_limit();
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let ran = runtime.and_then(|runtime| {

@@ -28,7 +28,8 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
     ("auth", &["server"]),
     ("cli", &["logging"]),
     ("control", &["listener", "metrics", "worker"]),
-    ("http", &["control", "listener", "metrics", "pool", "worker"]),
+    ("descriptors", &[]),
+    ("http", &["control", "descriptors", "listener", "metrics", "pool", "worker"]),
     ("lanes", &["limits", "session", "spread"]),
     ("lib", &[]),
     ("limits", &[]),
@@ -44,6 +45,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
         "session",
         &[
             "auth",
+            "descriptors",
             "lanes",
             "limits",
             "metrics",

@@ -1,28 +1,26 @@
 //! The pool of one node: its connections, its limits, its queue. Owner: the view; sessions borrow connections.
 //! Every method is short and synchronous. Never dials: it hands out the right to.
 //!
-//! Order in the queue is first come, first served, with two bounded exceptions that spare work: a connection stays
-//! with its worker while the oldest waiter is younger than [`MIGRATE_AFTER`], and with its identity while the
-//! oldest is younger than [`SWITCH_AFTER`].
+//! Order in the queue is first come, first served, with two bounded exceptions that spare work: for a millisecond or ten
+//! a connection stays with its worker, and with its identity (`inner`).
 
 mod cords;
+mod inner;
 mod ops;
+#[cfg(test)]
+mod tests;
 
+pub(super) use inner::Age;
+
+use self::inner::{Inner, Pick, Queued};
 use super::identity::Identity;
 use super::wait::{Grant, Outcome, Waiter};
 use crate::server::ServerConn;
 use helios_proto::model::Node;
-use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Longest time that a waiter of another worker is passed over.
-const MIGRATE_AFTER: Duration = Duration::from_millis(1);
-/// Longest time that a waiter of another identity is passed over.
-const SWITCH_AFTER: Duration = Duration::from_millis(10);
-/// How far down the queue a better match is looked for.
-const LOOK_AHEAD: usize = 64;
 /// How long a node is avoided after it refused a connection.
 const SUSPECT_FOR: Duration = Duration::from_secs(1);
 
@@ -41,24 +39,6 @@ pub struct NodePool {
     down: AtomicBool,
     born: Instant,
     inner: Mutex<Inner>,
-}
-
-#[derive(Default)]
-pub(super) struct Inner {
-    total: u32,
-    idle_count: u32,
-    pub(super) idle: HashMap<u64, Vec<Box<ServerConn>>>,
-    per_user: HashMap<Vec<u8>, u32>,
-    per_database: HashMap<Vec<u8>, u32>,
-    pub(super) queue: VecDeque<Queued>,
-}
-
-pub(super) struct Queued {
-    waiter: Arc<Waiter>,
-    identity: Arc<Identity>,
-    caps: Caps,
-    since: Instant,
-    pub(super) deadline: Instant,
 }
 
 /// Limits below `max_pool_size` for one identity on one node.
@@ -137,7 +117,7 @@ impl NodePool {
         })
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -380,134 +360,6 @@ impl NodePool {
 
     fn note(&self, inner: &Inner) {
         self.busy.store(inner.total.saturating_sub(inner.idle_count), Ordering::Relaxed);
-    }
-}
-
-/// How old an idle connection is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Age {
-    Young,
-    /// Past its idle timeout.
-    Unused,
-    /// Past its lifetime.
-    Expired,
-}
-
-enum Pick {
-    /// The waiter at this index gets the connection.
-    Same(usize),
-    /// The oldest waiter is of another identity: the connection closes and its place goes on.
-    Other,
-    Nobody,
-}
-
-impl Inner {
-    fn take_idle(&mut self, id: u64, worker: usize) -> Option<Box<ServerConn>> {
-        let conns = self.idle.get_mut(&id)?;
-        let local = conns.iter().rposition(|conn| conn.worker == worker);
-        let conn = match local {
-            Some(at) => conns.remove(at),
-            None => conns.pop()?,
-        };
-        self.idle_count = self.idle_count.saturating_sub(1);
-        Some(conn)
-    }
-
-    fn user_full(&self, identity: &Identity, caps: Caps) -> bool {
-        caps.user.is_some_and(|cap| self.per_user.get(&identity.user).is_some_and(|n| *n >= cap))
-    }
-
-    fn database_full(&self, identity: &Identity, caps: Caps) -> bool {
-        caps.database.is_some_and(|cap| self.per_database.get(&identity.database).is_some_and(|n| *n >= cap))
-    }
-
-    fn has_room(&self, max: u32, identity: &Identity, caps: Caps) -> bool {
-        self.total < max && !self.user_full(identity, caps) && !self.database_full(identity, caps)
-    }
-
-    /// Takes out the idle connection that rested longest among those whose end makes room for `identity`.
-    fn evict_for(&mut self, max: u32, identity: &Identity, caps: Caps) -> Option<Box<ServerConn>> {
-        let (user_full, database_full) = (self.user_full(identity, caps), self.database_full(identity, caps));
-        if self.total > max {
-            return None;
-        }
-        let fits = |conn: &ServerConn| {
-            (!user_full || conn.identity.user == identity.user)
-                && (!database_full || conn.identity.database == identity.database)
-        };
-        let oldest = self
-            .idle
-            .values()
-            .flatten()
-            .filter(|conn| fits(conn))
-            .map(|c| (c.idle_since, c.identity.id))
-            .min()?;
-        let conns = self.idle.get_mut(&oldest.1)?;
-        let at = conns.iter().position(|conn| conn.idle_since == oldest.0)?;
-        let conn = conns.remove(at);
-        if conns.is_empty() {
-            self.idle.remove(&oldest.1);
-        }
-        self.idle_count = self.idle_count.saturating_sub(1);
-        Some(conn)
-    }
-
-    fn enqueue(&mut self, request: &Request<'_>) {
-        request.waiter.enqueue();
-        let since = Instant::now();
-        self.queue.push_back(Queued {
-            waiter: Arc::clone(request.waiter),
-            identity: Arc::clone(request.identity),
-            caps: request.caps,
-            since,
-            deadline: since.checked_add(request.timeout).unwrap_or(since),
-        });
-    }
-
-    fn take_place(&mut self, identity: &Identity) {
-        self.total = self.total.saturating_add(1);
-        let add = |map: &mut HashMap<Vec<u8>, u32>, name: &Vec<u8>| match map.get_mut(name) {
-            Some(n) => *n = n.saturating_add(1),
-            None => {
-                map.insert(name.clone(), 1);
-            }
-        };
-        add(&mut self.per_user, &identity.user);
-        add(&mut self.per_database, &identity.database);
-    }
-
-    fn give_place(&mut self, identity: &Identity) {
-        self.total = self.total.saturating_sub(1);
-        let sub = |map: &mut HashMap<Vec<u8>, u32>, name: &Vec<u8>| {
-            let left = map.get_mut(name).map(|n| {
-                *n = n.saturating_sub(1);
-                *n
-            });
-            if left == Some(0) {
-                map.remove(name);
-            }
-        };
-        sub(&mut self.per_user, &identity.user);
-        sub(&mut self.per_database, &identity.database);
-    }
-
-    /// Who gets a connection that came back.
-    fn pick(&self, conn: &ServerConn, now: Instant) -> Pick {
-        let Some(front) = self.queue.front() else { return Pick::Nobody };
-        let age = now.saturating_duration_since(front.since);
-        let same = |queued: &Queued| queued.identity.id == conn.identity.id;
-        let local = |queued: &Queued| queued.waiter.worker == conn.worker;
-        if same(front) && (local(front) || age >= MIGRATE_AFTER) {
-            return Pick::Same(0);
-        }
-        let near = || self.queue.iter().take(LOOK_AHEAD);
-        if !same(front) && age >= SWITCH_AFTER {
-            return Pick::Other;
-        }
-        near()
-            .position(|q| same(q) && local(q))
-            .or_else(|| near().position(same))
-            .map_or(Pick::Other, Pick::Same)
     }
 }
 

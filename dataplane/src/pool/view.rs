@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use helios_proto::model::{Health, NodeState, Overrides, PoolMode, Role, Settings, Snapshot};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// A snapshot with the pool of each node, in the same order.
 pub struct View {
@@ -35,6 +36,8 @@ pub struct SessionSettings {
 pub struct Pools {
     current: Arc<ArcSwap<View>>,
     change: Mutex<()>,
+    /// Revision in force, for those who wait for the next.
+    revision: watch::Sender<u64>,
 }
 
 impl View {
@@ -85,8 +88,9 @@ impl Pools {
     /// Pools for a first snapshot.
     #[must_use]
     pub fn new(snapshot: Arc<Snapshot>) -> Self {
+        let revision = watch::Sender::new(snapshot.revision);
         let view = bind(snapshot, &[]);
-        Self { current: Arc::new(ArcSwap::from_pointee(view)), change: Mutex::new(()) }
+        Self { current: Arc::new(ArcSwap::from_pointee(view)), change: Mutex::new(()), revision }
     }
 
     /// Where readers that look often keep their own cached copy of the view.
@@ -99,6 +103,12 @@ impl Pools {
     #[must_use]
     pub fn view(&self) -> Arc<View> {
         self.current.load_full()
+    }
+
+    /// Ends when a snapshot after this revision is in force.
+    pub async fn newer_than(&self, revision: u64) {
+        // It cannot be closed: the sender is here.
+        let _ = self.revision.subscribe().wait_for(|now| *now > revision).await;
     }
 
     /// Puts a newer snapshot in force; an older one is ignored. Whether sessions have to look at their server connections:
@@ -118,6 +128,7 @@ impl Pools {
         }
         let look = flush_failed(&old, &view);
         cut_superseded(&old, &view);
+        self.revision.send_replace(view.snapshot.revision);
         look
     }
 }

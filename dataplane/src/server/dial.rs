@@ -67,11 +67,14 @@ pub struct Who<'a> {
     pub params: &'a [(Vec<u8>, Vec<u8>)],
 }
 
-/// Sets what every socket of ours has: no delay, keepalive 30/10/3, and 30 s for unacknowledged data.
+/// How long a server may leave data of ours unacknowledged (`reliability.md` B33).
+const SERVER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Sets what every socket of ours has: no delay, keepalive 30/10/3, and an end to unacknowledged data.
 ///
 /// # Errors
 /// What the system says.
-pub fn tune(io: &TcpStream) -> io::Result<()> {
+pub fn tune(io: &TcpStream, patience: Duration) -> io::Result<()> {
     io.set_nodelay(true)?;
     let socket = SockRef::from(io);
     let keepalive = TcpKeepalive::new()
@@ -80,7 +83,7 @@ pub fn tune(io: &TcpStream) -> io::Result<()> {
         .with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(30)))?;
+    socket.set_tcp_user_timeout(Some(patience))?;
     Ok(())
 }
 
@@ -108,7 +111,7 @@ impl Opening {
         let place = (node.host.clone(), node.port);
         let connect = async {
             let io = TcpStream::connect((node.host.as_str(), node.port)).await?;
-            tune(&io)?;
+            tune(&io, SERVER_PATIENCE)?;
             Ok(io)
         };
         let io = step(connect).await.map_err(|source| failed(&place, source))?;

@@ -1,6 +1,7 @@
 //! Getting a server connection when there is none at hand: wait in the queue, dial, wait for a primary, give up with
 //! the right SQLSTATE. Runs only off the hot path. Never sends a byte of the client.
 
+use crate::descriptors::ran_out;
 use crate::pool::node::Request;
 use crate::pool::sweep::open;
 use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter, wait};
@@ -34,6 +35,8 @@ pub struct Seeker<'a> {
     waiter: Arc<Waiter>,
     started: Instant,
     pause: Duration,
+    /// Revision of the snapshot looked at last.
+    seen: u64,
     /// The right to open a connection, from before the search.
     slot: Option<Slot>,
 }
@@ -53,6 +56,12 @@ fn no_primary() -> Failure {
     Failure::Statement(Box::new(error))
 }
 
+fn no_descriptors() -> Failure {
+    let error = PgError::error("53000", "the proxy has no file descriptor left for a server connection")
+        .hint("Raise the limit of open files, or lower max_clients in [limits].");
+    Failure::Statement(Box::new(error))
+}
+
 /// What to do after a node gave no connection.
 enum Next {
     Retry,
@@ -63,7 +72,7 @@ impl<'a> Seeker<'a> {
     /// A search that starts now.
     #[must_use]
     pub fn new(worker: &'a Arc<Worker>, identity: &'a Arc<Identity>, waiter: Arc<Waiter>) -> Self {
-        Self { worker, identity, waiter, started: Instant::now(), pause: PAUSE, slot: None }
+        Self { worker, identity, waiter, started: Instant::now(), pause: PAUSE, seen: 0, slot: None }
     }
 
     /// The search began earlier, and has perhaps got the right to open a connection already.
@@ -82,6 +91,7 @@ impl<'a> Seeker<'a> {
     ) -> Result<(usize, Arc<View>, Box<ServerConn>), Failure> {
         loop {
             let view = self.worker.shared.pools.view();
+            self.seen = view.snapshot.revision;
             let node = choose(&view);
             let Some((node, pool)) = node.and_then(|i| Some((i, view.pools.get(i)?))) else {
                 self.hold(&view).await?;
@@ -158,15 +168,20 @@ impl<'a> Seeker<'a> {
         let name = &pool.node.name;
         let primary = view.snapshot.primary == Some(node);
         let settings = view.settings();
+        let late = self.started.elapsed() >= settings.pool.acquire_timeout;
+        tracing::debug!(node = %name, %error, "could not open a server connection");
         match error {
-            DialError::Login(LoginError::Refused { sqlstate, raw, .. }) => {
-                let full = sqlstate == "53300";
-                tracing::debug!(node = %name, %error, "a node refused a server connection");
-                if !full && sqlstate != "57P03" && sqlstate != "57P01" {
-                    return Next::Fail(Failure::Session(raw.clone()));
-                }
-                if full && self.started.elapsed() >= settings.pool.acquire_timeout {
+            DialError::Login(LoginError::Refused { sqlstate, .. }) if sqlstate == "53300" => {
+                if late {
                     return Next::Fail(Failure::Statement(Box::new(timed_out(Severity::Error))));
+                }
+                // It is full, not down.
+                pool.suspect();
+                return Next::Retry;
+            }
+            DialError::Login(LoginError::Refused { sqlstate, raw, .. }) => {
+                if sqlstate != "57P03" && sqlstate != "57P01" {
+                    return Next::Fail(Failure::Session(raw.clone()));
                 }
             }
             DialError::Login(_) | DialError::NoCredential(_) => {
@@ -174,9 +189,12 @@ impl<'a> Seeker<'a> {
                 let text = format!("could not log in on node \"{name}\"");
                 return Next::Fail(Failure::Statement(Box::new(PgError::error("08006", text))));
             }
+            // That says nothing about the node.
+            DialError::Io { source, .. } if ran_out(source) => {
+                return if late { Next::Fail(no_descriptors()) } else { Next::Retry };
+            }
             DialError::Io { .. } => {}
         }
-        tracing::debug!(node = %name, %error, "could not open a server connection");
         pool.suspect();
         (self.worker.shared.evidence)(name, Evidence::ConnectFailed);
         if self.started.elapsed() < settings.write_timeout {
@@ -198,8 +216,13 @@ impl<'a> Seeker<'a> {
         Ok(())
     }
 
+    /// A pause, which a newer snapshot ends: it may name another node.
     async fn rest(&mut self) {
-        tokio::time::sleep(self.pause).await;
-        self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
+        let pools = Arc::clone(&self.worker.shared.pools);
+        tokio::select! {
+            biased;
+            () = pools.newer_than(self.seen) => {}
+            () = tokio::time::sleep(self.pause) => self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE),
+        }
     }
 }

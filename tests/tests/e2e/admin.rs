@@ -1,5 +1,6 @@
 //! The proxy's operator sees: HTTP, metrics, the check of a configuration, reload, drain. And cancel requests.
 
+use std::process::Command;
 use std::time::Duration;
 
 use helios_tests::guard::signal;
@@ -268,7 +269,7 @@ fn a_session_obeys_another_mode_from_its_next_statement_on() {
     let cluster = Cluster::shared();
     let proxy = Config::new(cluster).start().ready();
     let (mut client, _) = proxy.raw("app");
-    let begin = |client: &mut helios_tests::raw::Raw| {
+    let begin = |client: &mut Raw| {
         let answer = client.query("begin");
         client.query("rollback");
         answer.iter().find(|m| m.tag == b'E').map(|m| m.sqlstate())
@@ -359,4 +360,31 @@ fn cancel_reaches_the_running_statement_and_only_with_the_right_key() {
         cancel(proxy.port(), hello.pid, &hello.key);
         assert!(raw.query("select 8").iter().all(|m| m.tag != b'E'));
     }
+}
+
+#[test]
+fn without_descriptors_the_operators_port_answers_and_clients_come_back_later() {
+    let cluster = Cluster::shared();
+    let mut proxy = Config::primary_only(cluster).start().ready();
+    let mut client = proxy.connect("app");
+    client.batch_execute("select 1").unwrap();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", proxy.pid)).unwrap().count();
+    let limit = |limit: &str| {
+        let pid = proxy.pid.to_string();
+        assert!(Command::new("prlimit").args(["--pid", &pid, limit]).status().unwrap().success());
+    };
+    limit(&format!("--nofile={}:{}", open + 5, open + 2000));
+    let crowd: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(proxy.address).unwrap()).collect();
+    eventually(LONG, "it says so", || !proxy.logged("could not accept a client").is_empty());
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/health").status, 200);
+    }
+    client.batch_execute("select 1").unwrap();
+    assert!(proxy.logged("node is down").is_empty());
+    drop(crowd);
+    eventually(LONG, "clients are accepted again", || {
+        helios_tests::cluster::client_config(proxy.port(), "app").connect(NoTls).is_ok()
+    });
+    limit(&format!("--nofile={}:{}", open + 2000, open + 2000));
+    assert!(proxy.alive());
 }

@@ -1,7 +1,8 @@
 //! What operators order for a node's pool: its size, a pause, a fresh start of its connections. Orders are state, taken
 //! from the snapshot; giving the same one again does nothing.
 
-use super::{Inner, NodePool, Queued, Slot};
+use super::inner::{Inner, Queued};
+use super::{NodePool, Slot};
 use crate::pool::wait::{Grant, Outcome};
 use helios_proto::model::{NodeOps, Settings};
 use std::sync::Arc;
