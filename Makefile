@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 CARGO := cargo
 PROXY := -p heliosdb-proxy
 
-.PHONY: setup demo test check lint features bench clean
+.PHONY: setup demo test check lint features bench bench-failover clean
 
 # Installs what is missing (PostgreSQL, PgBouncer, psycopg2).
 setup:
@@ -36,6 +36,11 @@ features:
 bench: setup
 	$(CARGO) build --release --locked $(PROXY)
 	python3 tests/bench/run.py --proxy "$(TARGET)/release/heliosdb-proxy" $(BENCH)
+
+# From the end of a promotion to the first write, twenty times; BENCH takes options, such as BENCH="--kind planned".
+bench-failover: setup
+	$(CARGO) build --profile fast --locked $(PROXY)
+	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin bench-failover -- $(BENCH)
 
 clean:
 	$(CARGO) clean
