@@ -163,6 +163,24 @@ pub enum Command {
         #[arg(long, default_value = "", hide_default_value = true)]
         database: String,
     },
+    /// Hands the primary's part to a standby, between the transactions of every data plane
+    #[command(
+        after_help = "Examples:\n  heliosctl switchover --to standby --dry-run\n  heliosctl switchover --to standby --drain-timeout 5s --yes\n\nWhat fails before the promotion is taken back. Exit code 7: it failed, and says why."
+    )]
+    Switchover {
+        /// Node that is to become the primary; without it the only standby that is up
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+        /// Longest wait for open transactions; without it as configured
+        #[arg(long, value_parser = duration, value_name = "DURATION")]
+        drain_timeout: Option<Duration>,
+        /// Look only
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// A live screen; plain lines if standard output is no terminal
     #[command(
         after_help = "Examples:\n  heliosctl top\n  heliosctl top --interval 5s\n  heliosctl top --once\n\nCtrl-C ends it."
@@ -276,7 +294,7 @@ mod tests {
         for line in [
             "heliosctl",
             "heliosctl nonsense",
-            "heliosctl switchover",
+            "heliosctl switchover --drain-timeout never",
             "heliosctl node",
             "heliosctl node drain",
             "heliosctl node set-weight a",

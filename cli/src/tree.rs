@@ -56,6 +56,7 @@ named!(
     NodeInfo,
     PoolInfo,
     StatusReply,
+    SwitchoverEvent,
     ValidateConfigReply
 );
 

@@ -16,6 +16,7 @@ use crate::grpc::management::About;
 use crate::grpc::{self, discovery, management};
 use crate::http;
 use crate::store::Directory;
+use crate::switchover::Desk;
 
 /// A control plane that runs.
 pub struct App {
@@ -72,7 +73,8 @@ pub async fn start(config: &Config) -> io::Result<App> {
             standalone: false,
             started,
         };
-        let service = management::Service::new(&core, about, None, stop.clone(), tracker.clone());
+        let desk = Desk::new(&core, config.switchover.clone());
+        let service = management::Service::new(&core, about, (None, desk), stop.clone(), tracker.clone());
         let routes = grpc::management_routes(service).await?;
         tracker.spawn(logged(grpc::serve(listener, routes, Door::new(&of_operators, false), stop.clone())));
     }

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use helios_proto::model::{Evidence, Health, Node, NodeName, NodeState, Role, Snapshot, Spec, TopologyKey};
+use helios_proto::model::{
+    Evidence, Health, Hold, Node, NodeName, NodeState, Role, Snapshot, Spec, TopologyKey,
+};
 use tracing::{error, info, warn};
 
 use crate::health::{Facts, Failure, FailureKind, Reply};
@@ -25,6 +27,8 @@ pub(crate) enum Event {
     Evidence { node: NodeName, evidence: Evidence },
     /// The configuration changed.
     Reload(Spec),
+    /// New work for a node waits, or no longer.
+    Hold(Option<Hold>),
     /// A data plane holds this: an earlier life of this control plane was further, or the data plane went on alone.
     Held(Held),
 }
@@ -66,6 +70,8 @@ pub(crate) struct Cluster {
     looked: bool,
     doubt: Option<Doubt>,
     ring: Ring,
+    /// Over at the latest when another node becomes the primary.
+    hold: Option<Hold>,
 }
 
 impl Cluster {
@@ -83,6 +89,7 @@ impl Cluster {
             looked: false,
             doubt: None,
             ring: Ring::default(),
+            hold: None,
         };
         cluster.settle(Instant::now());
         cluster
@@ -107,6 +114,7 @@ impl Cluster {
             looked: snapshot.primary.is_some(),
             doubt: None,
             ring: Ring::default(),
+            hold: snapshot.hold.clone(),
         };
         if snapshot.primary.is_none() {
             // Why there was none is not known here: everybody has to be asked first.
@@ -140,6 +148,11 @@ impl Cluster {
         self.system
     }
 
+    /// Work that waits for a switchover.
+    pub const fn hold(&self) -> Option<&Hold> {
+        self.hold.as_ref()
+    }
+
     /// The nodes in configuration order, as data planes see them.
     pub fn states(&self) -> impl Iterator<Item = &NodeState> {
         self.members.iter().map(|member| &member.state)
@@ -158,6 +171,10 @@ impl Cluster {
                 (Change::Nothing, None)
             }
             Event::Reload(spec) => (self.reload(spec), None),
+            Event::Hold(hold) => {
+                self.hold = hold;
+                (Change::State, None)
+            }
             Event::Held(held) => {
                 self.learn(&held);
                 (Change::State, None)
@@ -338,6 +355,7 @@ impl Cluster {
                 let name = self.members.get(*i).map(|member| member.state.node.name.clone());
                 if self.last_primary != name {
                     self.key.epoch = self.key.epoch.saturating_add(1);
+                    self.hold = None;
                     self.ring.clear();
                     if let Some(name) = &name {
                         let TopologyKey { epoch, timeline, .. } = self.key;

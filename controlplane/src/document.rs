@@ -9,7 +9,7 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, TableLike, Value, value
 pub const DOTS: &str = "******";
 
 /// What belongs to one process, not to the configuration of a fleet.
-const OF_PROCESS: [&str; 8] = [
+const OF_PROCESS: [&str; 9] = [
     "listen_address",
     "admin_address",
     "workers",
@@ -18,6 +18,7 @@ const OF_PROCESS: [&str; 8] = [
     "management",
     "discovery",
     "store",
+    "switchover",
 ];
 
 /// Why a text cannot be edited.

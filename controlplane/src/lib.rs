@@ -6,6 +6,8 @@
 //! The walk of a change: [`grpc::management`] -> [`keeper`] -> [`store`] -> `coordinator` -> the same channel -> the
 //! [`fleet`]'s acknowledgements -> the answer.
 //!
+//! The walk of a switchover: [`switchover`], which holds the fleet back through the same channel.
+//!
 //! [`core`] starts all of it without listeners, as a standalone proxy needs it; [`go_on`] only the loop and its probes, as
 //! a data plane needs it that lost its control plane; [`app`] is the program.
 
@@ -25,6 +27,7 @@ mod member;
 mod primary;
 mod publish;
 pub mod store;
+pub mod switchover;
 
 pub use cluster::Held;
 pub use coordinator::{Events, Handle, go_on};

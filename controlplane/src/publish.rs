@@ -78,5 +78,6 @@ fn snapshot(cluster: &Cluster, revision: u64) -> Snapshot {
         health: Arc::new(cluster.spec().health.clone()),
         nodes: cluster.states().cloned().collect(),
         primary: cluster.primary(),
+        hold: cluster.hold().cloned(),
     }
 }

@@ -138,13 +138,24 @@ async fn follow(
     stop: CancellationToken,
 ) {
     applied(&shared.pools.view().snapshot);
+    let mut hold: Option<Instant> = None;
     loop {
+        let over = tokio::time::sleep_until(hold.unwrap_or_else(Instant::now).into());
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             changed = snapshots.changed() => if changed.is_err() { return },
+            () = over, if hold.is_some() => {
+                hold = None;
+                if shared.pools.release_holds() {
+                    tracing::warn!("a switchover did not end in time: work goes on where it was");
+                    shared.registry.wake_all();
+                }
+                continue;
+            }
         }
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        hold = snapshot.hold.as_ref().map(|hold| hold.until);
         if shared.pools.apply(snapshot) {
             shared.registry.wake_all();
         }

@@ -223,8 +223,14 @@ fn seed(spec: &Spec) -> Snapshot {
         health: Arc::new(spec.health.clone()),
         nodes: spec.nodes.iter().map(state).collect(),
         primary: spec.nodes.iter().position(|node| node.role == Role::Primary),
+        hold: None,
     }
 }
+
+/// Pause between two reports.
+pub const BEAT: Duration = Duration::from_secs(1);
+/// The same while the control plane waits for what runs here to end.
+pub const QUICK_BEAT: Duration = Duration::from_millis(20);
 
 /// How the data plane is doing.
 #[must_use]
@@ -243,6 +249,7 @@ pub fn status(shared: &Shared, workers: &[WorkerThread], draining: bool) -> v1::
                 idle: counts.idle,
                 waiting: number(counts.waiting),
                 max: pool.most(),
+                resting: pool.resting(),
             }
         })
         .collect();
@@ -259,6 +266,7 @@ pub fn status(shared: &Shared, workers: &[WorkerThread], draining: bool) -> v1::
         writes: counted(|counters| &counters.writes),
         draining,
         pools,
+        revision: view.snapshot.revision,
     }
 }
 

@@ -6,7 +6,7 @@ mod explain;
 
 use self::explain::explain;
 use crate::control::alone::{Arbiter, StartArbiter};
-use crate::control::{self, Link, StatusOf};
+use crate::control::{self, BEAT, Link, QUICK_BEAT, StatusOf};
 use crate::worker::{Shared, TellEvidence};
 use helios_controlplane::Handle;
 use helios_controlplane::core::Core;
@@ -16,19 +16,17 @@ use helios_controlplane::grpc::auth::Door;
 use helios_controlplane::grpc::management::{About, Service};
 use helios_controlplane::keeper::Refusal;
 use helios_controlplane::store::{Directory, Memory, Store};
+use helios_controlplane::switchover::Desk;
 use helios_proto::config::Config;
 use helios_proto::model::Snapshot;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-/// How often the embedded control plane hears how the data plane is doing.
-const BEAT: Duration = Duration::from_secs(1);
 
 /// A control plane in this process.
 pub struct Standalone {
@@ -110,14 +108,18 @@ impl Standalone {
 
     /// Reports how the data plane is doing, until stopped.
     pub fn report(&self, status: StatusOf, stop: CancellationToken, tracker: &TaskTracker) {
-        let seat = Arc::clone(&self.seat);
+        let (seat, mut snapshots) = (Arc::clone(&self.seat), self.core.snapshots.clone());
         tracker.spawn(async move {
             let mut beat = tokio::time::interval(BEAT);
             loop {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return,
+                    changed = snapshots.changed() => if changed.is_err() { return },
                     _ = beat.tick() => seat.status(status()),
+                }
+                if snapshots.borrow_and_update().hold.is_some() {
+                    beat.reset_after(QUICK_BEAT);
                 }
             }
         });
@@ -157,7 +159,8 @@ impl Standalone {
         let explain = Arc::new(move |sql: &str, user: &str, database: &str| {
             explain(&of.pools, &of.identities, sql, user, database)
         });
-        let service = Service::new(&self.core, about, Some(explain), stop.clone(), tracker.clone());
+        let desk = Desk::new(&self.core, config.switchover.clone());
+        let service = Service::new(&self.core, about, (Some(explain), desk), stop.clone(), tracker.clone());
         let routes = grpc::management_routes(service).await?;
         let door = Door::new(&management.tokens, true);
         let serving = grpc::serve(listener, routes, door, stop.clone());

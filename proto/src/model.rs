@@ -294,6 +294,15 @@ pub struct Spec {
     pub revision: u64,
 }
 
+/// New work for a node waits, as it is about to hand its part over. Ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The node; in practice the primary of now.
+    pub node: NodeName,
+    /// When it ends, whatever happens.
+    pub until: Instant,
+}
+
 /// One immutable view of everything a data plane serves from. Replaced whole, and only by a higher revision.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -319,6 +328,8 @@ pub struct Snapshot {
     pub nodes: Vec<NodeState>,
     /// Index into `nodes` of the node that takes writes; `None`: there is none now, writes wait.
     pub primary: Option<usize>,
+    /// A switchover is on its way.
+    pub hold: Option<Hold>,
 }
 
 /// Which topology is newer, whoever found it out: compared in the order of the fields.

@@ -224,6 +224,18 @@ impl Node {
         run(command);
     }
 
+    /// A shell's line that runs a program of PostgreSQL as the servers' user; `DATA` in it stands for the directory.
+    #[must_use]
+    pub fn shell(&self, program: &str, args: &str) -> String {
+        let user = if is_root() {
+            format!("setpriv --reuid={SERVER_USER} --regid={SERVER_USER} --init-groups ")
+        } else {
+            String::new()
+        };
+        let path = programs().join(program);
+        format!("{user}{} {}", path.display(), args.replace("DATA", self.data.to_str().unwrap()))
+    }
+
     /// What the server wrote to its log.
     #[must_use]
     pub fn log(&self) -> String {

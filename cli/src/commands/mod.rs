@@ -4,6 +4,7 @@ mod change;
 mod config;
 mod local;
 mod look;
+mod switchover;
 mod top;
 mod watch;
 
@@ -55,6 +56,9 @@ async fn asked(out: Out, global: &Global, command: Command) -> Done {
         Command::Events { watch, limit } => look::events(out, it, watch, limit).await,
         Command::Audit { actor, limit } => look::audit(out, it, actor, limit).await,
         Command::Explain { sql, user, database } => look::explain(out, it, sql, user, database).await,
+        Command::Switchover { to, drain_timeout, dry_run, yes } => {
+            switchover::run(out, it, switchover::Ask { to, drain_timeout, dry_run, yes }).await
+        }
         Command::Top { interval, once } => top::run(out, it, interval, once).await,
         Command::Version { .. } => {
             let status = it.call(async |c| c.status(helios_proto::wire::v1::StatusRequest {}).await).await?;

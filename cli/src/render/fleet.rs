@@ -158,6 +158,8 @@ mod tests {
             idle: 2,
             waiting: 4,
             max: 100,
+            resting: 0,
+            resting: 0,
         };
         let pool = v1::PoolInfo {
             dataplane: "dp-1".to_owned(),

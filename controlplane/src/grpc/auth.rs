@@ -49,6 +49,7 @@ const TABLE: &[(&str, &str, Need)] = &[
     ("helios.v1.Management", "Watch", Need::At(Access::Viewer)),
     ("helios.v1.Management", "SetNode", Need::At(Access::Operator)),
     ("helios.v1.Management", "PoolOp", Need::At(Access::Operator)),
+    ("helios.v1.Management", "Switchover", Need::At(Access::Operator)),
     ("helios.v1.Management", "AddNode", Need::At(Access::Admin)),
     ("helios.v1.Management", "RemoveNode", Need::At(Access::Admin)),
     ("helios.v1.Management", "ApplyConfig", Need::At(Access::Admin)),

@@ -12,8 +12,8 @@ use super::auth::Caller;
 use super::management::{Reply, Service};
 use super::show;
 use crate::document;
-use crate::feed::Kind;
-use crate::keeper::{self, Changed, Refusal};
+use crate::feed::{Feed, Kind};
+use crate::keeper::{self, Changed, Keeper, Refusal};
 use crate::store::{Record, unix_ms};
 
 /// A change on its way: who, what, and how long to wait.
@@ -41,6 +41,18 @@ impl Change {
         Ok((Self { caller, verb, detail, wait }, message))
     }
 
+    /// Writes it down, with how it ended and the revision of the configuration afterwards.
+    pub(super) async fn note(self, keeper: &Keeper, feed: &Feed, (outcome, config_revision): (&str, u64)) {
+        let Self { caller: Caller { name: actor, access, from }, verb, detail, .. } = self;
+        tracing::info!(%actor, %from, verb, %detail, %outcome, "change");
+        if outcome == "ok" {
+            feed.tell(Kind::Change, "", &format!("{verb} {detail} (by {actor})"));
+        }
+        let (role, verb, outcome) = (access.to_string(), verb.to_owned(), outcome.to_owned());
+        let at_unix_ms = unix_ms();
+        keeper.audit(Record { at_unix_ms, actor, role, from, verb, detail, outcome, config_revision }).await;
+    }
+
     pub(super) fn request<'a>(
         &'a self,
         comment: &'a str,
@@ -58,22 +70,14 @@ impl Service {
         change: Change,
         result: Result<Changed, Refusal>,
     ) -> Reply<v1::ChangeReply> {
-        let Change { caller, verb, detail, wait } = change;
+        let wait = change.wait;
         let (outcome, config_revision) = match &result {
             Ok(changed) => ("ok".to_owned(), changed.config_revision),
             Err(refusal) => (refusal.to_string(), 0),
         };
-        let Caller { name: actor, access, from } = caller;
-        tracing::info!(%actor, %from, verb, %detail, %outcome, "change");
         let dry = result.as_ref().is_ok_and(|changed| changed.revision == 0);
         if !dry {
-            if result.is_ok() {
-                self.feed.tell(Kind::Change, "", &format!("{verb} {detail} (by {actor})"));
-            }
-            let (role, verb) = (access.to_string(), verb.to_owned());
-            let at_unix_ms = unix_ms();
-            let record = Record { at_unix_ms, actor, role, from, verb, detail, outcome, config_revision };
-            self.keeper.audit(record).await;
+            change.note(&self.keeper, &self.feed, (&outcome, config_revision)).await;
         }
         let changed = result.map_err(|refusal| show::status(&refusal))?;
         let revision = if dry { self.snapshot().revision } else { changed.revision };

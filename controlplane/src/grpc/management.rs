@@ -20,6 +20,7 @@ use crate::document;
 use crate::feed::{Feed, Kind};
 use crate::fleet::Fleet;
 use crate::keeper::Keeper;
+use crate::switchover::Desk;
 
 /// What the answering program says about itself.
 #[derive(Debug, Clone)]
@@ -68,6 +69,8 @@ pub struct Service {
     pub about: About,
     /// Only in a standalone proxy.
     pub explain: Option<Explain>,
+    /// Where switchovers are asked for.
+    pub desk: Arc<Desk>,
     /// Ends every watch.
     pub stop: CancellationToken,
     /// Runs the watches.
@@ -82,12 +85,12 @@ impl Service {
     pub fn new(
         core: &Core,
         about: About,
-        explain: Option<Explain>,
+        (explain, desk): (Option<Explain>, Arc<Desk>),
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> Self {
         let Core { keeper, fleet, feed, snapshots } = core.clone();
-        Self { keeper, fleet, feed, snapshots, about, explain, stop, tracker }
+        Self { keeper, fleet, feed, snapshots, about, explain, desk, stop, tracker }
     }
 
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
@@ -285,6 +288,12 @@ impl Management for Service {
         let limit = request.into_inner().limit;
         let limit = usize::try_from(if limit == 0 { 50 } else { limit }).unwrap_or(usize::MAX);
         Ok(Response::new(v1::EventsReply { events: self.feed.recent(limit) }))
+    }
+
+    type SwitchoverStream = ReceiverStream<Result<v1::SwitchoverEvent, Status>>;
+
+    async fn switchover(&self, request: Request<v1::SwitchoverRequest>) -> Reply<Self::SwitchoverStream> {
+        self.hand_over(request)
     }
 
     type WatchStream = ReceiverStream<Result<v1::Event, Status>>;

@@ -4,6 +4,7 @@
 pub mod auth;
 mod changes;
 pub mod discovery;
+mod handover;
 pub mod management;
 mod show;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! Owner of one task. A lost stream changes nothing but the link's state; it is sought again, with growing pauses.
 
 use super::last_good::Kept;
-use super::{Link, StatusOf};
+use super::{BEAT, Link, QUICK_BEAT, StatusOf};
 use helios_proto::config::ControlPlane;
 use helios_proto::model::{Evidence, NodeName, Snapshot};
 use helios_proto::wire::v1::discovery_client::DiscoveryClient;
@@ -26,8 +26,6 @@ const CONNECT: Duration = Duration::from_secs(2);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How often the peer of a silent connection is asked whether it lives, and how long it may think.
 const PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3));
-/// Pause between two reports.
-const BEAT: Duration = Duration::from_secs(1);
 /// The control plane beats every second; one that is silent for this long is sought elsewhere.
 const SILENCE: Duration = Duration::from_secs(5);
 /// Heartbeats in a row with another hash or revision that are borne.
@@ -161,7 +159,12 @@ impl Client {
                     heard = Instant::now();
                     match msg {
                         Some(cp_msg::Msg::Full(full)) => self.full(nonce, full, outgoing)?,
-                        Some(cp_msg::Msg::Topology(topology)) => self.topology(nonce, &topology, outgoing)?,
+                        Some(cp_msg::Msg::Topology(topology)) => {
+                            self.topology(nonce, &topology, outgoing)?;
+                            if topology.hold.is_some() {
+                                beat.reset_immediately();
+                            }
+                        }
                         Some(cp_msg::Msg::Heartbeat(beat)) => {
                             strange = if self.agrees(&beat) { 0 } else { strange + 1 };
                             if strange >= STRANGE_BEATS {
@@ -184,6 +187,9 @@ impl Client {
                     }
                     if let Some(status) = self.status.get() {
                         let _ = outgoing.try_send(message(dp_msg::Msg::Status(status())));
+                    }
+                    if self.publish.borrow().hold.is_some() {
+                        beat.reset_after(QUICK_BEAT);
                     }
                 }
             }

@@ -30,6 +30,8 @@ pub struct NodePool {
     pub node: Arc<Node>,
     max: AtomicU32,
     busy: AtomicU32,
+    /// Connections held by sessions that rest.
+    resting: AtomicU32,
     retired: AtomicBool,
     orders: ops::Orders,
     cords: cords::Cords,
@@ -84,6 +86,8 @@ pub struct Slot {
     cuts: u64,
     /// The pool's own handle on the connection.
     cord: Option<u64>,
+    /// The session that has the connection rests.
+    resting: bool,
 }
 
 /// Counts for metrics.
@@ -107,6 +111,7 @@ impl NodePool {
             node,
             max: AtomicU32::new(max),
             busy: AtomicU32::new(0),
+            resting: AtomicU32::new(0),
             retired: AtomicBool::new(false),
             orders: ops::Orders::default(),
             cords: cords::Cords::default(),
@@ -125,6 +130,12 @@ impl NodePool {
     #[must_use]
     pub fn busy(&self) -> u32 {
         self.busy.load(Ordering::Relaxed)
+    }
+
+    /// Connections held by sessions that rest: tied to them, outside any transaction.
+    #[must_use]
+    pub fn resting(&self) -> u32 {
+        self.resting.load(Ordering::Relaxed)
     }
 
     /// Counts for metrics.
@@ -201,6 +212,7 @@ impl NodePool {
     pub fn put_back(self: &Arc<Self>, mut conn: Box<ServerConn>) {
         let now = Instant::now();
         conn.idle_since = now;
+        conn.slot.set_resting(false);
         let expired = conn.expires.is_some_and(|at| at <= now);
         let mut inner = self.lock();
         let over = inner.total > self.max.load(Ordering::Relaxed);
@@ -273,10 +285,13 @@ impl NodePool {
         idle.into_values().flatten().for_each(ServerConn::close);
     }
 
-    /// Cuts every connection, idle or in use: the node was the primary, and another one is.
+    /// Cuts every connection, idle or in use: the node was the primary, and another one is. Who waits for one chooses
+    /// anew.
     pub fn cut(&self) {
         self.cords.cut();
         self.flush_idle();
+        let queue = std::mem::take(&mut self.lock().queue);
+        queue.into_iter().for_each(|queued| queued.waiter.finish(Outcome::Retired));
     }
 
     /// Fails the waits that have passed their deadline.
@@ -367,7 +382,14 @@ impl Slot {
     /// A place for a connection of this identity, just taken.
     pub(super) fn new(pool: &Arc<NodePool>, identity: &Arc<Identity>) -> Self {
         let (generation, cuts) = (pool.orders.generation(), pool.cords.cuts());
-        Self { pool: Arc::clone(pool), identity: Arc::clone(identity), generation, cuts, cord: None }
+        Self {
+            pool: Arc::clone(pool),
+            identity: Arc::clone(identity),
+            generation,
+            cuts,
+            cord: None,
+            resting: false,
+        }
     }
 
     /// Waits until the pool's connections are cut, or have been since the place was taken.
@@ -378,6 +400,17 @@ impl Slot {
     /// Lets the pool cut this connection, which has just been opened for this place.
     pub fn hold(&mut self, io: &tokio::net::TcpStream) {
         self.cord = self.pool.cords.hold(io, self.cuts);
+    }
+
+    /// The session that has the connection rests, or no longer.
+    pub fn set_resting(&mut self, resting: bool) {
+        if self.resting != resting {
+            self.resting = resting;
+            match resting {
+                true => self.pool.resting.fetch_add(1, Ordering::Relaxed),
+                false => self.pool.resting.fetch_sub(1, Ordering::Relaxed),
+            };
+        }
     }
 
     /// The pool to which the place belongs.
@@ -395,6 +428,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.set_resting(false);
         if let Some(cord) = self.cord {
             self.pool.cords.release(cord);
         }

@@ -6,7 +6,7 @@ use super::node::{Caps, NodePool};
 use arc_swap::ArcSwap;
 use helios_proto::model::{Health, NodeState, Overrides, PoolMode, Role, Settings, Snapshot};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A snapshot with the pool of each node, in the same order.
@@ -105,6 +105,11 @@ impl Pools {
         self.current.load_full()
     }
 
+    /// What waits for a switchover goes on, since its time is up; whether anything did.
+    pub fn release_holds(&self) -> bool {
+        self.view().pools.iter().fold(false, |any, pool| pool.release_hold() || any)
+    }
+
     /// Ends when a snapshot after this revision is in force.
     pub async fn newer_than(&self, revision: u64) {
         // It cannot be closed: the sender is here.
@@ -112,7 +117,7 @@ impl Pools {
     }
 
     /// Puts a newer snapshot in force; an older one is ignored. Whether sessions have to look at their server connections:
-    /// a node went down.
+    /// a node went down, or a hold began or ended.
     pub fn apply(&self, snapshot: Arc<Snapshot>) -> bool {
         let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.view();
@@ -126,8 +131,9 @@ impl Pools {
                 pool.retire();
             }
         }
-        let look = flush_failed(&old, &view);
+        let mut look = flush_failed(&old, &view);
         cut_superseded(&old, &view);
+        look |= old.snapshot.hold != view.snapshot.hold;
         self.revision.send_replace(view.snapshot.revision);
         look
     }
@@ -162,7 +168,7 @@ fn cut_superseded(old: &View, new: &View) {
 }
 
 fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>]) -> View {
-    let settings = &snapshot.settings;
+    let (settings, now) = (&snapshot.settings, Instant::now());
     let pool = |state: &NodeState| {
         let node = &state.node;
         let same = |pool: &&Arc<NodePool>| {
@@ -172,7 +178,8 @@ fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>]) -> View {
             Some(pool) => Arc::clone(pool),
             None => NodePool::new(Arc::clone(node), settings.pool.max_pool_size),
         };
-        pool.obey(&state.ops, settings);
+        let held = snapshot.hold.as_ref().is_some_and(|hold| hold.node == node.name && hold.until > now);
+        pool.obey(&state.ops, held, settings);
         pool
     };
     let pools = snapshot.nodes.iter().map(pool).collect();

@@ -233,6 +233,10 @@ impl Session {
         }
         if self.core.may_release() && self.to_server.inbox.is_empty() && !self.to_server.blocked() {
             self.release();
+        } else if self.core.at_rest()
+            && let Some(server) = &mut self.server
+        {
+            server.slot.set_resting(true);
         }
     }
 
@@ -269,6 +273,9 @@ impl Session {
     fn poll_client(&mut self, cx: &mut Context<'_>, bench: &mut Bench) -> Progress {
         if self.place.is_some() {
             return self.poll_place(cx, &mut bench.tools);
+        }
+        if self.is_held() {
+            return Ok(false);
         }
         if self.to_server.blocked()
             && let Some(server) = &mut self.server
@@ -319,6 +326,12 @@ impl Session {
                 Err(step)
             }
         }
+    }
+
+    /// The session rests on a server connection whose node is about to hand its part over: nothing new begins there. It is
+    /// woken when that is over.
+    fn is_held(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.slot.pool().is_held()) && self.core.at_rest()
     }
 
     /// Bytes of the client wait for the server's answer, or for the client to read ours: read no more of them.
@@ -423,6 +436,7 @@ impl Session {
             self.started = Some(Instant::now());
         }
         let Some(server) = &mut self.server else { return Ok(()) };
+        server.slot.set_resting(false);
         self.to_server.send(&mut server.io, cx, bytes).map_err(|_| Step::ServerLost(None))
     }
 }

@@ -26,6 +26,8 @@ pub enum Section {
     Discovery,
     /// `[store]`
     Store,
+    /// `[switchover]`
+    Switchover,
     /// `[[users]]`
     Users,
     /// `[[databases]]`
@@ -182,6 +184,16 @@ keys! {
         kind: Word(&["embedded"]), Fallback::Text("embedded"), "How the configuration is kept: as files in a directory.";
         directory: Text, Required, "The directory; made if it is not there.";
     }
+    Switchover {
+        driver: Word(&["sql", "exec", "manual"]), Fallback::Text("sql"), "Who promotes: pg_promote(), promote_command, or an operator.";
+        user: Text, Absent, "Role that may promote and fence; by default that of [health].";
+        password: Secret, Absent, "Password of that role.";
+        stop_command: Text, Absent, "Stops the old primary; without it the old primary is made read-only by SQL.";
+        promote_command: Text, Absent, "Promotes the new one; with driver = \"exec\".";
+        rejoin_command: Text, Absent, "Makes the old primary a standby of the new one, afterwards.";
+        drain_timeout_secs: Seconds(100), Number(10), "Longest wait for open transactions; past it everything stays as it was.";
+        promote_timeout_secs: Seconds(100), Number(30), "Longest wait for each step of PostgreSQL or of a command.";
+    }
     Users {
         name: Text, Required, "Role name.";
         password: Secret, Absent, "Its password in clear text; not with scram_verifier.";
@@ -208,7 +220,7 @@ keys! {
 }
 
 /// Sections that later versions will have.
-pub(super) const LATER_SECTIONS: &[&str] = &["tls", "cache", "topology", "hba", "switchover", "mirror"];
+pub(super) const LATER_SECTIONS: &[&str] = &["tls", "cache", "topology", "hba", "mirror"];
 
 /// Keys that later versions will have.
 pub(super) const LATER_KEYS: &[(Section, &str)] = &[
@@ -237,6 +249,7 @@ impl Section {
         Self::Tokens,
         Self::Discovery,
         Self::Store,
+        Self::Switchover,
         Self::Users,
         Self::Databases,
         Self::Nodes,
@@ -257,6 +270,7 @@ impl Section {
             Self::Tokens => "management.tokens",
             Self::Discovery => "discovery",
             Self::Store => "store",
+            Self::Switchover => "switchover",
             Self::Users => "users",
             Self::Databases => "databases",
             Self::Nodes => "nodes",

@@ -28,12 +28,14 @@ mod problem;
 mod reader;
 mod sections;
 mod substitute;
+mod switchover;
 #[cfg(test)]
 mod tests;
 mod users;
 
 pub use plane::{Access, ControlPlane, Discovery, Management, StoreSettings, Token, TokenProof};
 pub use problem::{Problem, Report};
+pub use switchover::{Driver, Switchover};
 #[cfg(feature = "grpc")]
 pub(crate) use {nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, users::is_scram_verifier};
 
@@ -61,6 +63,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// `[store]`; `None`: changes end with the process.
     pub store: Option<StoreSettings>,
+    /// `[switchover]`
+    pub switchover: Switchover,
     /// The text that says all this, secrets included.
     pub text: Secret,
     /// What an operator should know though it is no error.
@@ -190,6 +194,7 @@ fn assemble(
     let management = plane::management(&mut reader, root);
     let discovery = plane::discovery(&mut reader, root);
     let store = plane::store(&mut reader, root);
+    let switchover = switchover::switchover(&mut reader, root);
     let literal_secret = reader.literal_secret;
     let write_timeout = top.write_timeout;
     let settings = Arc::new(Settings { pool, balancer, limits, auth, users, databases, write_timeout });
@@ -205,6 +210,7 @@ fn assemble(
         management,
         discovery,
         store,
+        switchover,
         text: Secret::new(String::new()),
         warnings: Vec::new(),
     };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::v1::{self, resource::Body};
 use super::{check, send, words};
 use crate::model::{
-    Health, HealthSettings, Node, NodeName, NodeOps, NodeState, Role, Settings, Snapshot, TopologyKey,
+    Health, HealthSettings, Hold, Node, NodeName, NodeOps, NodeState, Role, Settings, Snapshot, TopologyKey,
 };
 
 /// A resource, or a whole message (`snapshot`), that is not taken.
@@ -88,6 +88,7 @@ pub fn accept(sent: v1::Full, held: Option<&Snapshot>, now: Instant) -> Result<A
         health: health.unwrap_or_default(),
         nodes,
         primary,
+        hold: hold(&topology, now),
     };
     Ok(Accepted { snapshot, rejected })
 }
@@ -113,6 +114,7 @@ pub fn accept_topology(sent: &v1::Topology, held: &Snapshot, now: Instant) -> Re
         last_primary,
         nodes,
         primary,
+        hold: hold(sent, now),
         ..held.clone()
     })
 }
@@ -120,6 +122,15 @@ pub fn accept_topology(sent: &v1::Topology, held: &Snapshot, now: Instant) -> Re
 /// An older control plane names only the primary of now.
 fn last_primary(sent: &v1::Topology) -> Option<NodeName> {
     [&sent.last_primary, &sent.primary].into_iter().find(|name| !name.is_empty()).map(|n| NodeName::new(n))
+}
+
+/// Longest hold that is obeyed, whoever asks for it.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
+fn hold(sent: &v1::Topology, now: Instant) -> Option<Hold> {
+    let v1::Hold { node, left_us } = sent.hold.as_ref()?;
+    let left = Duration::from_micros(*left_us).min(LONGEST_HOLD);
+    (!left.is_zero()).then(|| Hold { node: NodeName::new(node), until: now + left })
 }
 
 fn whole(reason: String) -> Refused {

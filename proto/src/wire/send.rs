@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::v1::{self, resource::Body, settings, user};
 use super::words;
 use crate::model::{
-    AuthSettings, BalancerSettings, Database, HealthSettings, Limits, NodeName, NodeOps, NodeState,
+    AuthSettings, BalancerSettings, Database, HealthSettings, Hold, Limits, NodeName, NodeOps, NodeState,
     Overrides, PoolSettings, ProbeCredential, ReadYourWrites, Settings, Snapshot, User, UserProof,
 };
 
@@ -36,6 +36,10 @@ pub fn topology(snapshot: &Snapshot, now: Instant) -> v1::Topology {
         nodes: snapshot.nodes.iter().map(|state| node_state(state, now)).collect(),
         incarnation: snapshot.incarnation,
         last_primary: snapshot.last_primary.as_ref().map(NodeName::to_string).unwrap_or_default(),
+        hold: snapshot.hold.as_ref().map(|Hold { node, until }| v1::Hold {
+            node: node.to_string(),
+            left_us: micros(until.saturating_duration_since(now)),
+        }),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::v1::resource::Body;
 use super::*;
 use crate::config;
-use crate::model::{Health, NodeName, NodeOps, NodeState, Role, Secret, Snapshot, UserProof};
+use crate::model::{Health, Hold, NodeName, NodeOps, NodeState, Role, Secret, Snapshot, UserProof};
 
 const TEXT: &str = r#"
 write_timeout_secs = 12
@@ -85,6 +85,7 @@ fn snapshot(now: Instant) -> Snapshot {
         health: Arc::new(spec.health),
         nodes: nodes.collect(),
         primary: Some(1),
+        hold: Some(Hold { node: NodeName::new("standby"), until: now + Duration::from_secs(9) }),
     };
     let standby = &mut snapshot.nodes[1];
     standby.role = Role::Primary;

@@ -19,5 +19,6 @@ mod pooling;
 mod routing;
 mod scale;
 mod statements;
+mod switchover;
 mod wire;
 mod workers;

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 pub(super) struct Orders {
     paused: AtomicBool,
+    /// The node is about to hand its part over.
+    held: AtomicBool,
     /// Longest wait while paused, in milliseconds.
     hold: AtomicU64,
     /// Grows with each order to reconnect.
@@ -22,7 +24,12 @@ pub(super) struct Orders {
 impl Orders {
     /// Nobody gets a connection now.
     pub fn paused(&self) -> bool {
-        self.paused.load(Ordering::Relaxed)
+        self.paused.load(Ordering::Relaxed) || self.held()
+    }
+
+    /// Nor may sessions that rest use the one they have.
+    pub fn held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Connections opened under another generation close as they come back.
@@ -41,14 +48,17 @@ impl Orders {
 }
 
 impl NodePool {
-    /// Puts the orders of a snapshot in force.
-    pub fn obey(self: &Arc<Self>, ops: &NodeOps, settings: &Settings) {
+    /// Puts the orders of a snapshot in force; `held`: the node is about to hand its part over.
+    pub fn obey(self: &Arc<Self>, ops: &NodeOps, held: bool, settings: &Settings) {
         let size = ops.pool_size.unwrap_or(settings.pool.max_pool_size);
         let grown = size > self.max.swap(size, Ordering::Relaxed);
         let hold = settings.write_timeout.as_millis();
         self.orders.hold.store(u64::try_from(hold).unwrap_or(u64::MAX), Ordering::Relaxed);
         let inner = self.lock();
-        let resumed = self.orders.paused.swap(ops.paused, Ordering::Relaxed) && !ops.paused;
+        let waited = self.orders.paused();
+        self.orders.paused.store(ops.paused, Ordering::Relaxed);
+        self.orders.held.store(held, Ordering::Relaxed);
+        let resumed = waited && !self.orders.paused();
         let renewed = self.orders.generation.swap(ops.reconnect, Ordering::Relaxed) != ops.reconnect;
         drop(inner);
         if renewed {
@@ -57,6 +67,23 @@ impl NodePool {
         if resumed || grown {
             self.serve_queue(resumed);
         }
+    }
+
+    /// Whether the node is about to hand its part over: nobody begins anything on it.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.orders.held()
+    }
+
+    /// What was held goes on; whether anything was.
+    pub fn release_hold(self: &Arc<Self>) -> bool {
+        let inner = self.lock();
+        let held = self.orders.held.swap(false, Ordering::Relaxed);
+        drop(inner);
+        if held && !self.orders.paused() {
+            self.serve_queue(true);
+        }
+        held
     }
 
     /// Most connections now.

@@ -233,7 +233,7 @@ async fn waits_expire_later_while_the_pool_is_paused() {
     let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
     let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
     let orders = |paused| NodeOps { paused, ..NodeOps::default() };
-    world.pool.obey(&orders(true), &settings);
+    world.pool.obey(&orders(true), false, &settings);
     let waiter = Waiter::new(0);
     let request = Request { identity: &app, waiter: &waiter, caps: Caps::default(), timeout: Duration::ZERO };
     assert_eq!(got(&world.pool.checkout(&request)), Got::Wait);
@@ -243,7 +243,7 @@ async fn waits_expire_later_while_the_pool_is_paused() {
     world.pool.expire(now + settings.write_timeout + Duration::from_secs(1));
     assert!(matches!(outcome(&waiter), Some(Outcome::Expired)));
     assert_eq!(got(&world.pool.checkout(&request)), Got::Wait);
-    world.pool.obey(&orders(false), &settings);
+    world.pool.obey(&orders(false), false, &settings);
     assert!(has_place(&waiter).is_some(), "resumed");
 }
 
@@ -254,7 +254,7 @@ async fn a_smaller_pool_shrinks_as_connections_come_back_and_dead_ones_are_not_l
     let text = "[pool_mode]\nmax_pool_size = 1\n[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
     let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
     let conns = [world.conn(&app, 0).await, world.conn(&app, 0).await, world.conn(&app, 0).await];
-    world.pool.obey(&NodeOps::default(), &settings);
+    world.pool.obey(&NodeOps::default(), false, &settings);
     conns.into_iter().for_each(|conn| world.pool.put_back(conn));
     assert_eq!(world.counts(), (1, 0, 1, 0));
     world.accepted.lock().unwrap().clear();
@@ -262,4 +262,28 @@ async fn a_smaller_pool_shrinks_as_connections_come_back_and_dead_ones_are_not_l
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert_eq!(got(&world.ask(&app, &Waiter::new(0), Caps::default())), Got::Dial);
     assert_eq!(world.counts(), (0, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_held_pool_lends_nothing_knows_who_rests_and_sends_the_queue_elsewhere_when_it_is_cut() {
+    let world = World::new(3).await;
+    let app = world.identity("app", "db");
+    let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
+    let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
+    let (mut tied, busy) = (world.conn(&app, 0).await, world.conn(&app, 0).await);
+    tied.slot.set_resting(true);
+    tied.slot.set_resting(true);
+    world.pool.obey(&NodeOps::default(), true, &settings);
+    let waiter = Waiter::new(0);
+    assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Wait, "there is room, but it is held");
+    assert_eq!((world.pool.counts().active, world.pool.resting(), world.pool.is_held()), (2, 1, true));
+    world.pool.put_back(busy);
+    assert_eq!(world.counts(), (2, 1, 1, 1), "what comes back stays");
+    world.pool.cut();
+    assert!(matches!(outcome(&waiter), Some(Outcome::Retired)), "to be chosen anew");
+    assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Wait);
+    assert!(world.pool.release_hold() && !world.pool.release_hold());
+    assert!(has_place(&waiter).is_some());
+    drop(tied);
+    assert_eq!((world.pool.counts().total, world.pool.resting()), (0, 0));
 }

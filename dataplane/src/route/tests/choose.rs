@@ -104,6 +104,7 @@ impl World {
                     node("replica-2", Role::Replica),
                 ],
                 primary: Some(0),
+                hold: None,
             },
             seen: Seen { busy: vec![0; 4], suspect: Vec::new() },
             session: SessionFacts {
