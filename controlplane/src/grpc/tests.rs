@@ -33,6 +33,7 @@ async fn stage() -> Stage {
         snapshots: core.snapshots.clone(),
         events: core.keeper.events().clone(),
         fleet: Arc::clone(&core.fleet),
+        peers: crate::peers::Peers::open(None),
         stop: stop.clone(),
         tracker: tracker.clone(),
     };
@@ -40,7 +41,7 @@ async fn stage() -> Stage {
     let address = listener.local_addr().unwrap();
     let proof = TokenProof::Clear(Secret::new(TOKEN.to_owned()));
     let door = Door::new(&[Token { name: "dp".to_owned(), access: Access::Dataplane, proof }], false);
-    tracker.spawn(serve(listener, discovery_routes(service).await, door, stop.clone()));
+    tracker.spawn(serve((listener, None), discovery_routes(service).await, door, stop.clone()));
     Stage { core, address, _stop: stop.drop_guard() }
 }
 

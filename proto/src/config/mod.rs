@@ -30,10 +30,12 @@ mod sections;
 mod substitute;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod users;
 
 pub use plane::{Access, ControlPlane, Discovery, Management, StoreSettings, Token, TokenProof};
 pub use problem::{Problem, Report};
+pub use tls::{ClientTls, PeerSettings, ServerTls};
 #[cfg(feature = "grpc")]
 pub(crate) use {nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, users::is_scram_verifier};
 
