@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use helios_proto::model::Health;
 use helios_tls::ServerSide;
+use helios_tls::live::Expires as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};

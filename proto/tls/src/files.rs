@@ -50,6 +50,7 @@ pub struct Problem {
 }
 
 /// What the files hold.
+#[derive(Default)]
 pub struct Material {
     /// Authorities.
     pub authorities: Option<Arc<RootCertStore>>,
@@ -59,6 +60,8 @@ pub struct Material {
     pub not_after: Option<i64>,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// Others may read the private key; in `warnings` as well.
+    pub exposed: Option<String>,
 }
 
 /// Tells a file from its successor.
@@ -147,8 +150,7 @@ impl Files {
     /// # Errors
     /// A file cannot be read, is no PEM file, or the key is not the certificate's.
     pub fn load(&self) -> Result<Material, Problem> {
-        let mut material =
-            Material { authorities: None, identity: None, not_after: None, warnings: Vec::new() };
+        let mut material = Material::default();
         if let Some(named) = &self.authorities {
             let mut roots = RootCertStore::empty();
             for certificate in named.certificates()? {
@@ -162,8 +164,9 @@ impl Files {
             let chain = cert.certificates()?;
             let first = chain.first().ok_or_else(|| cert.wrong("it holds no certificate"))?;
             let not_after = not_after(first).ok_or_else(|| cert.wrong("it holds no certificate of X.509"))?;
-            let (private, warning) = key.private_key()?;
-            material.warnings.extend(warning);
+            let (private, exposed) = key.private_key()?;
+            material.warnings.extend(exposed.clone());
+            material.exposed = exposed;
             if is_past(not_after) {
                 material.warnings.push(format!("{}: {}: it has expired", cert.by, cert.path.display()));
             }

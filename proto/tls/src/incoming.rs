@@ -23,7 +23,7 @@ use tonic::transport::server::Connected;
 
 use crate::dial::in_words;
 use crate::files;
-use crate::live::ServerSide;
+use crate::live::{Expires as _, ServerSide};
 
 /// Most connections; more are closed at once.
 const MOST: usize = 8192;

@@ -33,6 +33,16 @@ pub trait FromFiles: Sized + Send + Sync + 'static {
     fn make(material: &Material) -> Result<Self, rustls::Error>;
 }
 
+/// What metrics tell of a side.
+pub trait Expires: Send + Sync {
+    /// The section that names the files.
+    fn name(&self) -> &str;
+    /// When the certificate in force expires, in seconds since 1970; `None`: there is none.
+    fn not_after(&self) -> Option<i64>;
+    /// How often new files were refused.
+    fn failures(&self) -> u64;
+}
+
 /// A configuration in force, and its files.
 pub struct Live<C> {
     files: Files,
@@ -72,24 +82,6 @@ impl<C: FromFiles> Live<C> {
     #[must_use]
     pub fn current(&self) -> Arc<C> {
         Arc::clone(&self.lock().current)
-    }
-
-    /// The section that names the files.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.files.name
-    }
-
-    /// When the certificate in force expires, in seconds since 1970.
-    #[must_use]
-    pub fn not_after(&self) -> Option<i64> {
-        self.lock().not_after
-    }
-
-    /// How often new files were refused.
-    #[must_use]
-    pub fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
     }
 
     /// Takes the files in force if they have changed and are good.
@@ -137,6 +129,20 @@ impl<C: FromFiles> Live<C> {
             // Files may be on a file system that is slow.
             let _ = tokio::task::spawn_blocking(move || live.look()).await;
         }
+    }
+}
+
+impl<C: Send + Sync> Expires for Live<C> {
+    fn name(&self) -> &str {
+        &self.files.name
+    }
+
+    fn not_after(&self) -> Option<i64> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).not_after
+    }
+
+    fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 }
 

@@ -17,6 +17,7 @@ use tonic::transport::Endpoint;
 
 use crate::dial::Secured;
 use crate::incoming::Conn;
+use crate::live::Expires as _;
 use crate::{ClientSide, DialError, Files, Live, Peer, ServerSide, connect, incoming};
 
 /// A directory of certificates, removed at the end.
