@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use helios_proto::wire::v1::management_client::ManagementClient;
+use helios_tls::dial::Secured;
+use helios_tls::{DialError, connect};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use helios_tls::dial::Secured;
-use helios_tls::{DialError, connect};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 

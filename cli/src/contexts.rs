@@ -84,9 +84,9 @@ fn endpoint(text: &str) -> Result<String, Failure> {
         _ if text.is_empty() => Err(Failure::usage("an endpoint is empty")),
         None => Ok(format!("http://{text}")),
         Some(("http" | "https", _)) => Ok(text.to_owned()),
-        Some((scheme, _)) => {
-            Err(Failure::usage(format!("{scheme}:// is not supported: write https://, or http:// without TLS")))
-        }
+        Some((scheme, _)) => Err(Failure::usage(format!(
+            "{scheme}:// is not supported: write https://, or http:// without TLS"
+        ))),
     }
 }
 
@@ -170,7 +170,12 @@ impl Context {
         }
         let token_file =
             global.token_file.as_ref().map(|path| std::path::absolute(path).unwrap_or(path.clone()));
-        Ok(Self { endpoints, token: global.token.clone(), token_file, certificates: Certificates::of(global) })
+        Ok(Self {
+            endpoints,
+            token: global.token.clone(),
+            token_file,
+            certificates: Certificates::of(global),
+        })
     }
 
     /// Where its token comes from, without the token.

@@ -68,7 +68,10 @@ impl Certificates {
             ca: given.ca.or_else(|| file("HELIOSCTL_CA")).or(context.ca),
             cert,
             key,
-            server_name: given.server_name.or_else(|| set(env, "HELIOSCTL_SERVER_NAME")).or(context.server_name),
+            server_name: given
+                .server_name
+                .or_else(|| set(env, "HELIOSCTL_SERVER_NAME"))
+                .or(context.server_name),
         }
     }
 

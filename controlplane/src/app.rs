@@ -69,7 +69,12 @@ pub async fn start(config: &Config) -> io::Result<App> {
     let (of_dataplanes, of_operators): (Vec<Token>, Vec<Token>) =
         config.management.tokens.iter().cloned().partition(|token| token.access == Access::Dataplane);
     let routes = grpc::discovery_routes(service).await;
-    tracker.spawn(logged(grpc::serve((streams, of_discovery), routes, Door::new(&of_dataplanes, false), stop.clone())));
+    tracker.spawn(logged(grpc::serve(
+        (streams, of_discovery),
+        routes,
+        Door::new(&of_dataplanes, false),
+        stop.clone(),
+    )));
     if let Some(listener) = operators {
         let about = About {
             cluster: config.discovery.cluster.clone(),
@@ -80,7 +85,12 @@ pub async fn start(config: &Config) -> io::Result<App> {
         };
         let service = management::Service::new(&core, about, None, stop.clone(), tracker.clone());
         let routes = grpc::management_routes(service).await?;
-        tracker.spawn(logged(grpc::serve((listener, of_management), routes, Door::new(&of_operators, false), stop.clone())));
+        tracker.spawn(logged(grpc::serve(
+            (listener, of_management),
+            routes,
+            Door::new(&of_operators, false),
+            stop.clone(),
+        )));
     }
     tracker.spawn(http::serve(admin, core, sides, stop.clone()));
     Ok(App { discovery: addresses.0, management, admin: addresses.1, stop, tracker })

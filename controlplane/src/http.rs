@@ -96,7 +96,11 @@ fn answer(request: &Request<Incoming>, core: &Core, sides: &[Arc<ServerSide>]) -
     }
     match request.uri().path() {
         "/health" | "/health/live" | "/health/ready" => response(StatusCode::OK, health(core), json),
-        "/metrics" => response(StatusCode::OK, metrics(core) + &of_tls(sides), "text/plain; version=0.0.4; charset=utf-8"),
+        "/metrics" => response(
+            StatusCode::OK,
+            metrics(core) + &of_tls(sides),
+            "text/plain; version=0.0.4; charset=utf-8",
+        ),
         _ => response(StatusCode::NOT_FOUND, "not found; try /health or /metrics\n".to_owned(), "text/plain"),
     }
 }

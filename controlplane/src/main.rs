@@ -73,7 +73,8 @@ fn main() -> ExitCode {
 
 /// The checked configuration, or every problem, one a line.
 fn configuration(args: &Args) -> Result<Config, String> {
-    let mut config = config::load(&args.config, &|name| std::env::var(name).ok()).map_err(|r| r.to_string())?;
+    let mut config =
+        config::load(&args.config, &|name| std::env::var(name).ok()).map_err(|r| r.to_string())?;
     let file = args.config.display();
     let mut problems = config.problems_for_controlplane();
     problems.extend(helios_tls::check(&mut config));

@@ -59,9 +59,8 @@ impl Peers {
     pub fn open(file: Option<PathBuf>) -> Arc<Self> {
         let stored = file.as_ref().map(read).unwrap_or_default();
         let left = Instant::now();
-        let held = |(name, Stored { id, address }): (String, Stored)| {
-            (name, Held { id, address, streams: 0, left })
-        };
+        let held =
+            |(name, Stored { id, address }): (String, Stored)| (name, Held { id, address, streams: 0, left });
         let held: BTreeMap<_, _> = stored.into_iter().map(held).collect();
         let list = watch::Sender::new(Arc::new(listed(&held)));
         Arc::new(Self { held: Mutex::new(held), list, file })
@@ -227,7 +226,8 @@ mod tests {
         assert_eq!(again.join("a", 0, "a:1").id, a);
         fs::write(&file, "{").unwrap();
         assert_eq!(Peers::open(Some(file.clone())).join("b", 9, "b:1").id, 9);
-        fs::write(&file, "{\"a\":{\"id\":9000,\"address\":\"\"},\"b\":{\"id\":3,\"address\":\"x\"}}").unwrap();
+        fs::write(&file, "{\"a\":{\"id\":9000,\"address\":\"\"},\"b\":{\"id\":3,\"address\":\"x\"}}")
+            .unwrap();
         assert_eq!(Peers::open(Some(file.clone())).list.borrow().len(), 1);
         fs::remove_file(file).unwrap();
     }

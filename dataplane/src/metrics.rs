@@ -259,8 +259,10 @@ fn control(families: &mut Vec<MetricFamily>, link: &Link) {
 fn tls(families: &mut Vec<MetricFamily>, link: &Link) {
     let sides = link.tls();
     let seconds = |at: i64| float(u64::try_from(at).unwrap_or(0));
-    let expiry =
-        sides.iter().filter_map(|s| Some(gauge(&[("listener", s.name())], seconds(s.not_after()?)))).collect();
+    let expiry = sides
+        .iter()
+        .filter_map(|s| Some(gauge(&[("listener", s.name())], seconds(s.not_after()?))))
+        .collect();
     let help = "When the certificate in force expires, in seconds since 1970.";
     families.push(family("grpc_tls_not_after_seconds", help, MetricType::GAUGE, expiry));
     let failures = sides.iter().map(|s| counter(&[("listener", s.name())], s.failures())).collect();

@@ -155,7 +155,8 @@ impl Registry {
         let Some(elsewhere) = self.elsewhere.get() else { return };
         let (done, answered) = oneshot::channel();
         let stranger = Stranger { pid, key: Zeroizing::new(key.to_vec()), done };
-        if stranger.owner() == 0 || pid > POSITIVE || stranger.owner() == self.number.load(Ordering::Relaxed) {
+        if stranger.owner() == 0 || pid > POSITIVE || stranger.owner() == self.number.load(Ordering::Relaxed)
+        {
             return;
         }
         if elsewhere.try_send(stranger).is_ok() {

@@ -235,7 +235,8 @@ mod tests {
     fn every_method_of_the_contract_is_in_the_table() {
         let set = prost_types::FileDescriptorSet::decode(v1::DESCRIPTORS).unwrap();
         // Data planes serve Peer to each other.
-        let services = set.file.iter().flat_map(|file| &file.service).filter(|service| service.name() != "Peer");
+        let services =
+            set.file.iter().flat_map(|file| &file.service).filter(|service| service.name() != "Peer");
         let methods: Vec<(String, String)> = services
             .flat_map(|service| {
                 let name = format!("helios.v1.{}", service.name());
@@ -313,7 +314,11 @@ mod tests {
         let of_viewer = Some("token-of-viewer");
         assert_eq!(judge("SetNode", None, &["x", "deploy.internal"]), Ok("deploy".to_owned()));
         assert_eq!(judge("ApplyConfig", None, &["deploy.internal"]), denied);
-        assert_eq!(judge("Status", None, &["deploy"]), unknown, "the entry's own name is no name of a certificate");
+        assert_eq!(
+            judge("Status", None, &["deploy"]),
+            unknown,
+            "the entry's own name is no name of a certificate"
+        );
         assert_eq!(judge("Status", None, &[]), unknown);
         // Both: the token's entry decides.
         assert_eq!(judge("Status", of_viewer, &["deploy.internal"]), Ok("viewer".to_owned()));

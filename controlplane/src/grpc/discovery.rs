@@ -81,8 +81,7 @@ impl Discovery for Service {
         };
         let seat = self.admit(&hello, from)?;
         let v1::Hello { dp_id, cancel_id, peer_address, .. } = &hello;
-        let numbered =
-            (!peer_address.is_empty()).then(|| self.peers.join(dp_id, *cancel_id, peer_address));
+        let numbered = (!peer_address.is_empty()).then(|| self.peers.join(dp_id, *cancel_id, peer_address));
         let held = held(&hello);
         let (revision, key) = (self.snapshots.borrow().revision, self.snapshots.borrow().key());
         if revision < held.revision || key < held.key {
@@ -131,7 +130,9 @@ impl Service {
             let text = format!("this is the control plane of {:?}, not of {cluster:?}", self.cluster);
             return Err(Status::failed_precondition(text));
         }
-        if [dp_id, boot_id, version, peer_address].iter().any(|text| text.len() > LONGEST_NAME) || dp_id.is_empty() {
+        if [dp_id, boot_id, version, peer_address].iter().any(|text| text.len() > LONGEST_NAME)
+            || dp_id.is_empty()
+        {
             return Err(Status::invalid_argument("dp_id is empty, or a name is too long"));
         }
         let ours = self.snapshots.borrow().timeline;
@@ -228,7 +229,9 @@ impl Writer {
 }
 
 /// The list of peers once it has changed; never for who takes no cancel requests.
-async fn changed(peers: &mut Option<watch::Receiver<Arc<Vec<v1::PeerEntry>>>>) -> Option<Arc<Vec<v1::PeerEntry>>> {
+async fn changed(
+    peers: &mut Option<watch::Receiver<Arc<Vec<v1::PeerEntry>>>>,
+) -> Option<Arc<Vec<v1::PeerEntry>>> {
     let Some(peers) = peers else { return std::future::pending().await };
     peers.changed().await.ok()?;
     Some(Arc::clone(&peers.borrow_and_update()))

@@ -74,7 +74,8 @@ impl Peers {
         let local = listener.local_addr()?;
         let side = match plane.peer_tls() {
             Some(files) => {
-                let side = ServerSide::open(helios_tls::Files::of_server(&files)).map_err(io::Error::other)?;
+                let side =
+                    ServerSide::open(helios_tls::Files::of_server(&files)).map_err(io::Error::other)?;
                 tracker.spawn(Arc::clone(&side).follow(stop.clone()));
                 Some(side)
             }
@@ -85,11 +86,8 @@ impl Peers {
         }
         // With certificates on both sides no token is shown.
         let token = plane.token.clone().filter(|_| side.is_none());
-        let service = Service {
-            registry: Arc::clone(registry),
-            token: token.clone(),
-            places: Semaphore::new(MOST),
-        };
+        let service =
+            Service { registry: Arc::clone(registry), token: token.clone(), places: Semaphore::new(MOST) };
         tracker.spawn(serve(listener, side, service, stop.clone()));
         let (way, strangers) = mpsc::channel(QUEUE);
         registry.hand_over(way, number.load(Ordering::Relaxed));
@@ -142,7 +140,8 @@ impl Peers {
                 (since, count) = (Instant::now(), 0);
             }
             count = count.saturating_add(1);
-            let address = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&stranger.owner()).cloned();
+            let address =
+                self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&stranger.owner()).cloned();
             let (Some(address), Ok(place)) = (address, Arc::clone(&places).try_acquire_owned()) else {
                 continue;
             };
@@ -162,17 +161,18 @@ impl Peers {
     }
 
     async fn deliver(&self, address: &str, stranger: &Stranger) -> Result<(), String> {
-        let secured = self.tls.as_ref().map(|side| Secured {
-            config: side.current(),
-            name: self.settings.server_name.clone(),
-        });
+        let secured = self
+            .tls
+            .as_ref()
+            .map(|side| Secured { config: side.current(), name: self.settings.server_name.clone() });
         let scheme = if secured.is_some() { "https" } else { "http" };
         let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|e| e.to_string())?;
         let channel = connect(endpoint.connect_timeout(LIMIT), secured).await.map_err(|e| e.to_string())?;
         let request = v1::CancelRequest { pid: stranger.pid, secret: stranger.key.to_vec(), hops: 1 };
         let mut request = Request::new(request);
         if let Some(token) = &self.token {
-            let bearer = super::stream::bearer(token.expose()).map_err(|status| status.message().to_owned())?;
+            let bearer =
+                super::stream::bearer(token.expose()).map_err(|status| status.message().to_owned())?;
             request.metadata_mut().insert("authorization", bearer);
         }
         let said = PeerClient::new(channel).cancel(request).await;

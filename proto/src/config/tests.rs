@@ -614,7 +614,11 @@ fn the_examples_commented_keys_are_real_keys() {
             }
             _ => line,
         })
-        .filter(|line| !line.starts_with("scram_verifier") && !line.starts_with("sha256") && !line.starts_with("certificate ="))
+        .filter(|line| {
+            !line.starts_with("scram_verifier")
+                && !line.starts_with("sha256")
+                && !line.starts_with("certificate =")
+        })
         .collect();
     let text = lines.join("\n").replace("= \"off\"", "= \"time\"");
     let config = parse(&text, "example", &|_| Some("secret of 16 letters".to_owned()))

@@ -152,14 +152,14 @@ impl FromFiles for ServerConfig {
         let builder = match &material.authorities {
             Some(roots) => {
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
-                let verifier =
-                    verifier.build().map_err(|error| rustls::Error::General(error.to_string()))?;
+                let verifier = verifier.build().map_err(|error| rustls::Error::General(error.to_string()))?;
                 builder.with_client_cert_verifier(verifier)
             }
             None => builder.with_no_client_auth(),
         };
         let identity = material.identity.clone();
-        let identity = identity.ok_or_else(|| rustls::Error::General("there is no certificate".to_owned()))?;
+        let identity =
+            identity.ok_or_else(|| rustls::Error::General("there is no certificate".to_owned()))?;
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(config)

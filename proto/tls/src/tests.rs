@@ -82,7 +82,8 @@ impl Pki {
     }
 
     fn client(&self, ca: &str, identity: Option<&str>) -> Arc<ClientSide> {
-        let identity = identity.map(|name| (self.at(&format!("{name}.pem")), self.at(&format!("{name}.key"))));
+        let identity =
+            identity.map(|name| (self.at(&format!("{name}.pem")), self.at(&format!("{name}.key"))));
         let tls = ClientTls { ca: self.at(&format!("{ca}.ca")), identity, server_name: None };
         Live::open(Files::of_client(&tls)).unwrap()
     }
