@@ -266,7 +266,7 @@ const PROBLEMS: &[(&str, &str)] = &[
     ("[management]\ntokens = 1", "2: management.tokens must be written [[management.tokens]]"),
     (
         "[[management.tokens]]\nname = \"a\"\nrole = \"admin\"",
-        "1: [[management.tokens]] without token or sha256",
+        "1: [[management.tokens]] without token, sha256 or certificate",
     ),
     (
         "[[management.tokens]]\nname = \"a\"\nrole = \"admin\"\ntoken = \"short\"",

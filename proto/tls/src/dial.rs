@@ -122,7 +122,10 @@ pub fn in_words(error: &io::Error, expected: Option<&str>) -> String {
 
 fn of_certificate(wrong: &CertificateError, expected: Option<&str>) -> String {
     match wrong {
-        CertificateError::UnknownIssuer => "the certificate is of an unknown authority".to_owned(),
+        // A bad signature: of an authority that has the name of a known one.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "the certificate is of an unknown authority".to_owned()
+        }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "the certificate has expired".to_owned()
         }
@@ -140,7 +143,7 @@ fn of_certificate(wrong: &CertificateError, expected: Option<&str>) -> String {
 fn of_alert(alert: AlertDescription) -> String {
     match alert {
         AlertDescription::CertificateRequired => "a client certificate is required".to_owned(),
-        AlertDescription::UnknownCA => {
+        AlertDescription::UnknownCA | AlertDescription::DecryptError => {
             "the other side does not know the authority of the certificate it was shown".to_owned()
         }
         AlertDescription::CertificateExpired => {
@@ -150,7 +153,6 @@ fn of_alert(alert: AlertDescription) -> String {
         | AlertDescription::CertificateUnknown
         | AlertDescription::CertificateRevoked
         | AlertDescription::UnsupportedCertificate
-        | AlertDescription::DecryptError
         | AlertDescription::AccessDenied => {
             format!("the other side does not accept the certificate it was shown ({alert:?})")
         }

@@ -66,8 +66,8 @@ fn a_whole_fleet_over_mutual_tls() {
     // Who a certificate is decides what it may; a token beside it decides alone.
     let (ops, admin) = (files(&pki, "ops"), token("admin"));
     let ctl = Heliosctl::secure(plane.management);
-    ctl.run(&with(&ops, &["status"])).code(0);
-    ctl.run(&with(&ops, &["pool", "resize", "primary", "7"])).code(0);
+    let _ = ctl.run(&with(&ops, &["status"])).code(0);
+    let _ = ctl.run(&with(&ops, &["pool", "resize", "primary", "7"])).code(0);
     let denied = ctl.run(&with(&ops, &["audit"])).code(6);
     assert!(denied.err.contains("needs the role admin; \"ops\" has the role operator"), "{denied:?}");
     let boss = ctl.clone().token(&admin);
@@ -109,7 +109,7 @@ fn a_whole_fleet_over_mutual_tls() {
         &["context", "set", "prod", "--endpoints", &format!("https://{}", plane.management)],
     ));
     assert_eq!(set.code, 0, "{set:?}");
-    ctl.run(&["status", "--context", "prod"]).code(0);
+    let _ = ctl.run(&["status", "--context", "prod"]).code(0);
 
     // A data plane that is not trusted says so, and serves nothing from there.
     for (tls, words) in [
@@ -193,7 +193,7 @@ fn a_standalone_proxy_serves_operators_over_tls() {
     let proxy = Proxy::start(&text).ready();
     assert!(proxy.logged("not encrypted").is_empty());
     let ctl = Heliosctl::secure(([127, 0, 0, 1], port).into()).role("admin");
-    ctl.run(&["status", "--ca", &pki.file("ca.pem")]).code(0);
+    let _ = ctl.run(&["status", "--ca", &pki.file("ca.pem")]).code(0);
     assert!(
         proxy
             .metrics()
