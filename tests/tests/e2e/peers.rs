@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use helios_proto::wire::v1::CancelRequest;
+use helios_proto::wire::v1::peer_client::PeerClient;
 use helios_tests::controlplane::{directory, sections, token};
 use helios_tests::raw::{Hello, packet, query};
 use helios_tests::{Cluster, Config, ControlPlane, Pki, Proxy, Raw, eventually, free_port};
+use tonic::Code;
 
 const LONG: Duration = Duration::from_secs(60);
 const SLOT_BITS: u32 = 18;
@@ -138,4 +141,46 @@ fn peers_know_each_other_by_certificates() {
     cancelled_through(&first, &mut other, "secured through the first");
     let _ = std::fs::remove_dir_all(store);
     let _ = std::fs::remove_dir_all(state);
+}
+
+/// One call of the Peer service at an address.
+fn call(address: &str, bearer: &str, request: CancelRequest) -> Result<(), Code> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut request = tonic::Request::new(request);
+    if !bearer.is_empty() {
+        request.metadata_mut().insert("authorization", format!("Bearer {bearer}").parse().unwrap());
+    }
+    runtime.block_on(async {
+        let mut client = PeerClient::connect(format!("http://{address}")).await.unwrap();
+        client.cancel(request).await.map(drop).map_err(|status| status.code())
+    })
+}
+
+#[test]
+fn the_peer_service_knows_whom_it_serves() {
+    let (discovery, store) = (free_port(), directory("store"));
+    let _plane =
+        ControlPlane::start(&(Config::primary_only(Cluster::shared()).text() + &sections(&store, discovery)));
+    let secret = format!("token = \"{}\"", token("dataplane"));
+    let proxy = Proxy::start(&data_plane("dp-1", discovery, &secret)).ready();
+    let line = proxy.logged("peers address=").remove(0);
+    let address = line.split_once("peers address=").unwrap().1.trim();
+    let (mut raw, hello) = session(&proxy);
+    let sql = "select pg_sleep(600), 'for the peer service'";
+    raw.send(&query(sql));
+    eventually(LONG, "it runs", || running(sql));
+    let request = |secret: &[u8], hops| CancelRequest { pid: hello.pid, secret: secret.to_vec(), hops };
+    let good = token("dataplane");
+    assert_eq!(call(address, "", request(&hello.key, 1)), Err(Code::Unauthenticated));
+    assert_eq!(call(address, "wrong", request(&hello.key, 1)), Err(Code::Unauthenticated));
+    assert_eq!(call(address, &token("admin"), request(&hello.key, 1)), Err(Code::Unauthenticated));
+    assert_eq!(call(address, &good, request(&hello.key, 2)), Err(Code::InvalidArgument));
+    assert_eq!(call(address, &good, request(&[0; 3], 1)), Err(Code::InvalidArgument));
+    assert_eq!(call(address, &good, request(&[0; 257], 1)), Err(Code::InvalidArgument));
+    assert_eq!(call(address, &good, request(&[0; 2000], 1)), Err(Code::OutOfRange));
+    assert_eq!(call(address, &good, request(&[0; 4], 1)), Ok(()), "the answer does not tell");
+    assert!(running(sql), "and nothing was cancelled");
+    assert_eq!(call(address, &good, request(&hello.key, 1)), Ok(()));
+    eventually(LONG, "it is cancelled", || !running(sql));
+    let _ = std::fs::remove_dir_all(store);
 }
