@@ -15,8 +15,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn generate() -> Result<(), Box<dyn Error>> {
     use prost::Message as _;
 
-    const FILES: [&str; 3] =
-        ["helios/v1/types.proto", "helios/v1/discovery.proto", "helios/v1/management.proto"];
+    const FILES: [&str; 4] = [
+        "helios/v1/types.proto",
+        "helios/v1/discovery.proto",
+        "helios/v1/management.proto",
+        "helios/v1/peer.proto",
+    ];
     let files = protox::compile(FILES, ["proto"])?;
     let out = std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?;
     std::fs::write(std::path::Path::new(&out).join("helios.v1.bin"), files.encode_to_vec())?;

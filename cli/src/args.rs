@@ -26,7 +26,7 @@ Examples:
   heliosctl status
   heliosctl node list -o wide
   heliosctl node drain replica-1
-  heliosctl --endpoints http://cp-1:9091 --token-file ops.token config history
+  heliosctl --endpoints https://cp-1:9091 --ca ca.pem --token-file ops.token config history
 
 Without anything configured it asks http://127.0.0.1:9091, where a standalone heliosdb-proxy listens.
 
@@ -49,6 +49,18 @@ pub struct Global {
     /// File that holds the token
     #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Authorities of the service's certificate (PEM), for endpoints with https:// [env: HELIOSCTL_CA]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Own certificate (PEM), where the service asks for one [env: HELIOSCTL_CERT]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Private key of that certificate (PEM) [env: HELIOSCTL_KEY]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Name in the service's certificate, if it is not the host of the endpoint [env: HELIOSCTL_SERVER_NAME]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub server_name: Option<String>,
     /// Context to use, see `heliosctl context`
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,

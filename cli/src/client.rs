@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use helios_proto::wire::v1::management_client::ManagementClient;
+use helios_tls::dial::Secured;
+use helios_tls::{DialError, connect};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -58,33 +60,33 @@ impl Session {
             Ok(value)
         });
         let bearer = Bearer(token.transpose()?);
-        let mut tried = Vec::new();
+        let is_secure = |url: &String| url.starts_with("https://");
+        let secured: Option<Secured> =
+            target.endpoints.iter().any(is_secure).then(|| target.certificates.open()).transpose()?;
+        let (mut tried, mut distrust) = (Vec::new(), true);
         for url in &target.endpoints {
             let endpoint = Endpoint::from_shared(url.clone()).map_err(|_| {
                 Failure::usage(format!("{url:?} is no endpoint such as http://127.0.0.1:9091"))
             })?;
             let limit = CONNECT.min(timeout);
-            match tokio::time::timeout(limit, endpoint.connect_timeout(limit).connect()).await {
+            let tls = secured.clone().filter(|_| is_secure(url));
+            match tokio::time::timeout(limit, connect(endpoint.connect_timeout(limit), tls)).await {
                 Ok(Ok(channel)) => {
                     let client = ManagementClient::with_interceptor(channel, bearer)
                         .max_decoding_message_size(LARGEST);
                     return Ok(Self { endpoint: url.clone(), timeout, client });
                 }
-                Ok(Err(error)) => tried.push(format!("{url} ({})", root(&error))),
-                Err(_) => tried.push(format!("{url} (no answer in {limit:?})")),
+                Ok(Err(error)) => {
+                    distrust &= matches!(error, DialError::Tls(_));
+                    tried.push(format!("{url} ({error})"));
+                }
+                Err(_) => {
+                    distrust = false;
+                    tried.push(format!("{url} (no answer in {limit:?})"));
+                }
             }
         }
-        Err(Failure::new(
-            Exit::Unavailable,
-            format!(
-                "nothing answers at {}\n\
-                 hint: a standalone heliosdb-proxy serves operators at listen_address of [management] in its file, \
-                 127.0.0.1:9091 by default, unless enabled = false;\n\
-                 hint: a fleet's service is in helios-controlplane; give its address by --endpoints, \
-                 HELIOSCTL_ENDPOINTS or a context",
-                tried.join(", ")
-            ),
-        ))
+        Err(if distrust { distrusted(&tried) } else { unanswered(&tried) })
     }
 
     /// Makes one call.
@@ -131,11 +133,29 @@ impl Session {
     }
 }
 
-/// The innermost cause: what the system said.
-fn root(error: &dyn std::error::Error) -> String {
-    let mut at = error;
-    while let Some(source) = at.source() {
-        at = source;
-    }
-    at.to_string()
+fn unanswered(tried: &[String]) -> Failure {
+    Failure::new(
+        Exit::Unavailable,
+        format!(
+            "nothing answers at {}\n\
+             hint: a standalone heliosdb-proxy serves operators at listen_address of [management] in its file, \
+             127.0.0.1:9091 by default, unless enabled = false;\n\
+             hint: a fleet's service is in helios-controlplane; give its address by --endpoints, \
+             HELIOSCTL_ENDPOINTS or a context",
+            tried.join(", ")
+        ),
+    )
+}
+
+/// Something answers, but there is no trust.
+fn distrusted(tried: &[String]) -> Failure {
+    Failure::new(
+        Exit::Denied,
+        format!(
+            "no secure connection to {}\n\
+             hint: --ca names the authorities of the service, --cert and --key your own certificate, --server-name the \
+             name in the service's certificate if it is not the host of the endpoint; without TLS write http://",
+            tried.join(", ")
+        ),
+    )
 }

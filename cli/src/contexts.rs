@@ -1,4 +1,4 @@
-//! Whom to ask, and with which token: command line, then environment, then context, then the default. Owner of the file
+//! Whom to ask, with which token and certificates: command line, then environment, then context, then the default. Owner of the file
 //! of contexts, which only its user can read. Never prints a token.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::Global;
 use crate::failure::{Exit, Failure};
+use crate::secure::Certificates;
 
 /// Where a standalone proxy listens.
 pub const DEFAULT: &str = "http://127.0.0.1:9091";
@@ -23,6 +24,8 @@ pub struct Target {
     pub endpoints: Vec<String>,
     /// What to say to be let in.
     pub token: Option<Secret>,
+    /// For endpoints with https.
+    pub certificates: Certificates,
 }
 
 /// The file of contexts.
@@ -49,13 +52,16 @@ pub struct Context {
     /// Where the token is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// For endpoints with https.
+    #[serde(default, rename = "tls", skip_serializing_if = "Certificates::is_empty")]
+    pub certificates: Certificates,
 }
 
 /// What the environment says.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// A variable that is set and not empty.
-fn set(env: Env<'_>, name: &str) -> Option<String> {
+pub(crate) fn set(env: Env<'_>, name: &str) -> Option<String> {
     env(name).filter(|value| !value.is_empty())
 }
 
@@ -77,9 +83,9 @@ fn endpoint(text: &str) -> Result<String, Failure> {
     match text.split_once("://") {
         _ if text.is_empty() => Err(Failure::usage("an endpoint is empty")),
         None => Ok(format!("http://{text}")),
-        Some(("http", _)) => Ok(text.to_owned()),
+        Some(("http" | "https", _)) => Ok(text.to_owned()),
         Some((scheme, _)) => Err(Failure::usage(format!(
-            "{scheme}:// is not supported: the management service is not encrypted in this version, write http://"
+            "{scheme}:// is not supported: write https://, or http:// without TLS"
         ))),
     }
 }
@@ -164,7 +170,12 @@ impl Context {
         }
         let token_file =
             global.token_file.as_ref().map(|path| std::path::absolute(path).unwrap_or(path.clone()));
-        Ok(Self { endpoints, token: global.token.clone(), token_file })
+        Ok(Self {
+            endpoints,
+            token: global.token.clone(),
+            token_file,
+            certificates: Certificates::of(global),
+        })
     }
 
     /// Where its token comes from, without the token.
@@ -197,6 +208,8 @@ pub fn target(global: &Global, env: Env<'_>) -> Result<Target, Failure> {
         (None, None) => vec![DEFAULT.to_owned()],
     };
     let endpoints = given.iter().map(|text| endpoint(text)).collect::<Result<_, _>>()?;
+    let certificates =
+        Certificates::found(global, env, context.as_ref().map(|context| context.certificates.clone()));
     let token = match (&global.token, &global.token_file, set(env, "HELIOSCTL_TOKEN")) {
         (Some(token), ..) => Some(token.clone()),
         (None, Some(path), _) => Some(read_token(path)?),
@@ -207,7 +220,7 @@ pub fn target(global: &Global, env: Env<'_>) -> Result<Target, Failure> {
             Some((None, None)) | None => None,
         },
     };
-    Ok(Target { endpoints, token: token.map(Secret::new) })
+    Ok(Target { endpoints, token: token.map(Secret::new), certificates })
 }
 
 /// The context that is used without being named on the command line.
@@ -258,7 +271,7 @@ mod tests {
     }
 
     fn seen(global: &Global, env: Env<'_>) -> (String, Option<String>) {
-        let Target { endpoints, token } = target(global, env).unwrap();
+        let Target { endpoints, token, .. } = target(global, env).unwrap();
         (endpoints.join(" "), token.map(|token| token.expose().to_owned()))
     }
 
@@ -271,6 +284,7 @@ mod tests {
             endpoints: vec!["http://ctx:1".to_owned()],
             token: Some("of-context".to_owned()),
             token_file: None,
+            certificates: Certificates { ca: Some("/ctx/ca.pem".into()), ..Certificates::default() },
         };
         let contexts = Contexts {
             current: Some("prod".to_owned()),
@@ -291,8 +305,22 @@ mod tests {
         assert_eq!(seen(&named, &env), both("http://c:3", "of-context"));
         let unknown = target(&global("heliosctl --context x status"), &plain).unwrap_err();
         assert_eq!((unknown.exit, unknown.text.contains("prod")), (Exit::NotFound, true));
-        let tls = target(&global("heliosctl --endpoints https://c:3 status"), &plain).unwrap_err();
-        assert!(tls.exit == Exit::Usage && tls.text.contains("not encrypted"), "{tls}");
+        let wrong = target(&global("heliosctl --endpoints ftp://c:3 status"), &plain).unwrap_err();
+        assert!(wrong.exit == Exit::Usage && wrong.text.contains("https://"), "{wrong}");
+        // Certificates: the nearest place, a certificate and its key from the same one.
+        let files = |global: &Global, env: Env<'_>| {
+            let Certificates { ca, cert, key, .. } = target(global, env).unwrap().certificates;
+            [ca, cert, key].map(|path| path.map(|path| path.display().to_string()).unwrap_or_default())
+        };
+        assert_eq!(files(&global("heliosctl status"), &plain), ["/ctx/ca.pem", "", ""]);
+        let env = home.env(&[("HELIOSCTL_CERT", "/env/c"), ("HELIOSCTL_KEY", "/env/k")]);
+        assert_eq!(files(&global("heliosctl status"), &env), ["/ctx/ca.pem", "/env/c", "/env/k"]);
+        let flags = global("heliosctl --ca /f/ca --cert /f/c status");
+        assert_eq!(files(&flags, &env), ["/f/ca", "/f/c", ""]);
+        let lonely = target(&flags, &env).unwrap().certificates.open().err().unwrap();
+        assert!(lonely.exit == Exit::Usage && lonely.text.contains("--key"), "{lonely}");
+        let bare = Certificates::default().open().err().unwrap();
+        assert!(bare.exit == Exit::Usage && bare.text.contains("--ca"), "{bare}");
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Failure {
                 Exit::Denied,
                 format!(
                     "{endpoint} refused: {said}\nhint: give a token of [[management.tokens]] by --token-file, \
-                     HELIOSCTL_TOKEN or a context"
+                     HELIOSCTL_TOKEN or a context, or a certificate that it names by --cert and --key"
                 ),
             ),
             Code::PermissionDenied => (Exit::Denied, said),
@@ -105,7 +105,7 @@ impl Failure {
                 Exit::Unavailable,
                 format!(
                     "{endpoint} does not answer as a management service: {said}\nhint: the port is \
-                     listen_address in [management], 9091 unless the file says otherwise"
+                     listen_address in [management], 9091 unless the file says otherwise; with TLS write https://"
                 ),
             ),
         };

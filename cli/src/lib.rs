@@ -8,6 +8,7 @@ pub mod contexts;
 pub mod failure;
 pub mod out;
 pub mod render;
+pub mod secure;
 pub mod table;
 pub mod tree;
 pub mod verbs;

@@ -348,9 +348,9 @@ pub enum ContextVerb {
         /// Its name
         name: String,
     },
-    /// Keeps --endpoints, and --token or --token-file, under a name
+    /// Keeps --endpoints, --token or --token-file, --ca, --cert, --key and --server-name under a name
     #[command(
-        after_help = "Examples:\n  heliosctl context set prod --endpoints http://cp-1:9091 --token-file ops.token\n  heliosctl context set laptop --endpoints http://127.0.0.1:9091"
+        after_help = "Examples:\n  heliosctl context set prod --endpoints https://cp-1:9091 --ca ca.pem --token-file ops.token\n  heliosctl context set laptop --endpoints http://127.0.0.1:9091"
     )]
     Set {
         /// Its name

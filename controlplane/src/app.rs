@@ -13,8 +13,9 @@ use tokio_util::task::TaskTracker;
 use crate::core::Core;
 use crate::grpc::auth::Door;
 use crate::grpc::management::About;
-use crate::grpc::{self, discovery, management};
+use crate::grpc::{self, discovery, management, secure};
 use crate::http;
+use crate::peers::{self, Peers};
 use crate::store::Directory;
 use crate::switchover::Desk;
 
@@ -46,10 +47,14 @@ pub async fn start(config: &Config) -> io::Result<App> {
     let admin = http::bind(config.admin).await?;
     let addresses = (streams.local_addr()?, admin.local_addr()?);
     let management = operators.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?;
-    warn_of_plain_text(config.discovery.listen, "discovery");
+    let of_discovery = secure::open(config.discovery.tls.as_ref(), &stop, &tracker)?;
+    secure::warn_of_plain_text(config.discovery.listen, of_discovery.as_ref(), "discovery");
+    let mut of_management = None;
     if config.management.enabled {
-        warn_of_plain_text(config.management.listen, "management");
+        of_management = secure::open(config.management.tls.as_ref(), &stop, &tracker)?;
+        secure::warn_of_plain_text(config.management.listen, of_management.as_ref(), "management");
     }
+    let sides: Vec<_> = [&of_discovery, &of_management].into_iter().flatten().map(Arc::clone).collect();
     let core = Core::start(store, (config.text.expose(), false), &stop, &tracker).map_err(described)?;
     let started = Instant::now();
     let service = discovery::Service {
@@ -57,6 +62,7 @@ pub async fn start(config: &Config) -> io::Result<App> {
         snapshots: core.snapshots.clone(),
         events: core.keeper.events().clone(),
         fleet: Arc::clone(&core.fleet),
+        peers: Peers::open(config.store.as_ref().map(|store| store.directory.join(peers::FILE))),
         stop: stop.clone(),
         tracker: tracker.clone(),
     };
@@ -64,7 +70,12 @@ pub async fn start(config: &Config) -> io::Result<App> {
     let (of_dataplanes, of_operators): (Vec<Token>, Vec<Token>) =
         config.management.tokens.iter().cloned().partition(|token| token.access == Access::Dataplane);
     let routes = grpc::discovery_routes(service).await;
-    tracker.spawn(logged(grpc::serve(streams, routes, Door::new(&of_dataplanes, false), stop.clone())));
+    tracker.spawn(logged(grpc::serve(
+        (streams, of_discovery),
+        routes,
+        Door::new(&of_dataplanes, false),
+        stop.clone(),
+    )));
     if let Some(listener) = operators {
         let about = About {
             cluster: config.discovery.cluster.clone(),
@@ -76,16 +87,15 @@ pub async fn start(config: &Config) -> io::Result<App> {
         let desk = Desk::new(&core, config.switchover.clone());
         let service = management::Service::new(&core, about, (None, desk), stop.clone(), tracker.clone());
         let routes = grpc::management_routes(service).await?;
-        tracker.spawn(logged(grpc::serve(listener, routes, Door::new(&of_operators, false), stop.clone())));
+        tracker.spawn(logged(grpc::serve(
+            (listener, of_management),
+            routes,
+            Door::new(&of_operators, false),
+            stop.clone(),
+        )));
     }
-    tracker.spawn(http::serve(admin, core, stop.clone()));
+    tracker.spawn(http::serve(admin, core, sides, stop.clone()));
     Ok(App { discovery: addresses.0, management, admin: addresses.1, stop, tracker })
-}
-
-fn warn_of_plain_text(address: SocketAddr, section: &str) {
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "[{section}] is not encrypted: tokens and passwords can be read on the network");
-    }
 }
 
 /// An error with its causes, as one text.

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use helios_proto::model::Health;
+use helios_tls::ServerSide;
+use helios_tls::live::Expires as _;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -22,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::core::Core;
+
+/// TLS of the services.
+type Sides = Vec<Arc<ServerSide>>;
 
 /// Most connections at once; more wait to be accepted.
 const MOST_CONNECTIONS: usize = 64;
@@ -41,7 +46,8 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until stopped.
-pub async fn serve(listener: TcpListener, core: Core, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, core: Core, sides: Sides, stop: CancellationToken) {
+    let sides: Arc<[Arc<ServerSide>]> = sides.into();
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let tasks = TaskTracker::new();
     loop {
@@ -53,9 +59,9 @@ pub async fn serve(listener: TcpListener, core: Core, stop: CancellationToken) {
         };
         match accepted {
             Ok((io, _)) => {
-                let core = core.clone();
+                let (core, sides) = (core.clone(), Arc::clone(&sides));
                 tasks.spawn(async move {
-                    connection(io, core).await;
+                    connection(io, core, sides).await;
                     drop(place);
                 });
             }
@@ -64,9 +70,9 @@ pub async fn serve(listener: TcpListener, core: Core, stop: CancellationToken) {
     }
 }
 
-async fn connection(io: TcpStream, core: Core) {
+async fn connection(io: TcpStream, core: Core, sides: Arc<[Arc<ServerSide>]>) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &core);
+        let response = answer(&request, &core, &sides);
         async move { Ok::<_, Infallible>(response) }
     });
     let served = http1::Builder::new()
@@ -80,7 +86,7 @@ async fn connection(io: TcpStream, core: Core) {
     }
 }
 
-fn answer(request: &Request<Incoming>, core: &Core) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, core: &Core, sides: &[Arc<ServerSide>]) -> Response<Full<Bytes>> {
     let json = "application/json";
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response =
@@ -90,7 +96,11 @@ fn answer(request: &Request<Incoming>, core: &Core) -> Response<Full<Bytes>> {
     }
     match request.uri().path() {
         "/health" | "/health/live" | "/health/ready" => response(StatusCode::OK, health(core), json),
-        "/metrics" => response(StatusCode::OK, metrics(core), "text/plain; version=0.0.4; charset=utf-8"),
+        "/metrics" => response(
+            StatusCode::OK,
+            metrics(core) + &of_tls(sides),
+            "text/plain; version=0.0.4; charset=utf-8",
+        ),
         _ => response(StatusCode::NOT_FOUND, "not found; try /health or /metrics\n".to_owned(), "text/plain"),
     }
 }
@@ -152,6 +162,25 @@ fn metrics(core: &Core) -> String {
         })
         .collect();
     family("node_healthy", "1 if the health checks say up.", &healthy);
+    text
+}
+
+/// Expiry of the certificates in force, and files that were refused. The only label is a section's name.
+fn of_tls(sides: &[Arc<ServerSide>]) -> String {
+    let mut text = String::new();
+    let mut family = |name: &str, kind: &str, help: &str, of: fn(&ServerSide) -> Option<String>| {
+        let name = format!("heliosproxy_cp_tls_{name}");
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for side in sides {
+            if let Some(value) = of(side) {
+                let _ = writeln!(text, "{name}{{listener=\"{}\"}} {value}", side.name());
+            }
+        }
+    };
+    let help = "When the certificate in force expires, in seconds since 1970.";
+    family("not_after_seconds", "gauge", help, |side| side.not_after().map(|at| at.to_string()));
+    let help = "New certificate files that were refused.";
+    family("reload_failures_total", "counter", help, |side| Some(side.failures().to_string()));
     text
 }
 

@@ -24,6 +24,7 @@ mod http;
 pub mod keeper;
 mod lag;
 mod member;
+pub mod peers;
 mod primary;
 mod publish;
 pub mod store;

@@ -73,9 +73,11 @@ fn main() -> ExitCode {
 
 /// The checked configuration, or every problem, one a line.
 fn configuration(args: &Args) -> Result<Config, String> {
-    let config = config::load(&args.config, &|name| std::env::var(name).ok()).map_err(|r| r.to_string())?;
+    let mut config =
+        config::load(&args.config, &|name| std::env::var(name).ok()).map_err(|r| r.to_string())?;
     let file = args.config.display();
-    let problems = config.problems_for_controlplane();
+    let mut problems = config.problems_for_controlplane();
+    problems.extend(helios_tls::check(&mut config));
     let problems: Vec<String> = problems.iter().map(|problem| format!("{file}: {problem}")).collect();
     if problems.is_empty() { Ok(config) } else { Err(problems.join("\n")) }
 }
@@ -93,7 +95,7 @@ async fn run(config: &Config) -> std::io::Result<()> {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
-            _ = hup.recv() => tracing::warn!("the file is not read again; use heliosctl config apply"),
+            _ = hup.recv() => tracing::warn!("the file is not read again, certificates are; use heliosctl config apply"),
         }
     }
     tracing::info!("stopping");

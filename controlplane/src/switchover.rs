@@ -18,7 +18,7 @@ pub use helios_proto::wire::v1::switchover_event::{State, Step};
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-use self::preflight::{Plan, Running};
+use self::preflight::{Plan, Running, Seen};
 use self::sql::{Lsn, Server};
 use crate::core::Core;
 use crate::feed::Kind;
@@ -189,21 +189,14 @@ impl Walk {
                 );
             }
         }
+        let (written, reached) = (pair.old.written().await?, pair.new.reached().await?);
+        let lag = written.saturating_sub(reached.replayed);
         let oldest = pair.old.oldest_transaction().await?;
-        let patience = self.drain_timeout();
-        if oldest > patience {
-            return Err(format!(
-                "a transaction on {} is {} s old, more than the drain timeout of {} s",
-                plan.from.name,
-                oldest.as_secs(),
-                patience.as_secs()
-            ));
-        }
+        preflight::servers(&plan, &Seen { lag, streams: reached.streams, oldest }, self.drain_timeout())?;
         for note in &plan.notes {
             self.say(Step::Preflight, State::Note, note.clone());
         }
-        let lag = snapshot.nodes.iter().find(|n| n.node.name == plan.to.name).and_then(|n| n.lag_bytes);
-        let (lag, count) = (lag.unwrap_or(0), plan.dataplanes.len());
+        let count = plan.dataplanes.len();
         let ms = oldest.as_millis();
         let text = format!(
             "{} -> {}: lag {lag} bytes, oldest transaction {ms} ms, {count} data planes",

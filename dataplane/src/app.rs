@@ -66,7 +66,8 @@ pub async fn start(config: Config) -> io::Result<App> {
     let (listen, admin) = (listener.local_addr()?, admin_listener.local_addr()?);
     let (accepting, running, tasks) =
         (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-    let control = Control::start(&config, &running, &tasks)?;
+    let registry = Arc::new(Registry::default());
+    let control = Control::start(&config, &registry, &running, &tasks)?;
     let snapshots = control.snapshots();
     let first = Arc::clone(&snapshots.borrow());
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -76,7 +77,7 @@ pub async fn start(config: Config) -> io::Result<App> {
         pools: Arc::new(Pools::new(first)),
         identities: Arc::default(),
         statements: Scope::new(registry::random()),
-        registry: Arc::new(Registry::default()),
+        registry,
         auth: Auth::default(),
         evidence: control.evidence(),
         clients: Arc::new(Clients::default()),
@@ -164,11 +165,16 @@ async fn follow(
 }
 
 impl Control {
-    fn start(config: &Config, stop: &CancellationToken, tasks: &TaskTracker) -> io::Result<Self> {
+    fn start(
+        config: &Config,
+        registry: &Arc<Registry>,
+        stop: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> io::Result<Self> {
         match &config.control_plane {
             Some(plane) => {
                 let arbiter = standalone::arbiter(stop, tasks);
-                Ok(Self::Remote(Remote::start(config, plane, arbiter, stop.clone(), tasks)))
+                Remote::start(config, plane, (arbiter, registry), stop.clone(), tasks).map(Self::Remote)
             }
             None => Standalone::start(config, stop, tasks).map(Self::Standalone),
         }

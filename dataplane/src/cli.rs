@@ -61,8 +61,9 @@ impl Args {
                 &self.standby,
             ),
         };
-        let config = loaded.map_err(|report| report.to_string())?;
-        let problems = config.problems_for_dataplane();
+        let mut config = loaded.map_err(|report| report.to_string())?;
+        let mut problems = config.problems_for_dataplane();
+        problems.extend(helios_tls::check(&mut config));
         if !problems.is_empty() {
             let file =
                 self.config.as_ref().map_or("command line".to_owned(), |path| path.display().to_string());

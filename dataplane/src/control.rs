@@ -4,15 +4,21 @@
 
 pub mod alone;
 mod last_good;
+mod peers;
 mod stream;
 
 use crate::listener::WorkerThread;
+use crate::registry::Registry;
 use crate::worker::{Shared, TellEvidence};
 use alone::StartArbiter;
 use helios_proto::config::{Config, ControlPlane};
 use helios_proto::model::{Evidence, Health, NodeName, NodeOps, NodeState, Role, Snapshot, Spec};
 use helios_proto::wire::v1;
+use helios_tls::live::Expires;
+use helios_tls::{ClientSide, Files};
+use peers::Peers;
 use std::fmt::Write as _;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,6 +45,8 @@ pub struct Link {
     confirmed: Mutex<Instant>,
     /// The control plane is in this process.
     local: bool,
+    /// TLS of this process's gRPC legs.
+    tls: Mutex<Vec<Arc<dyn Expires>>>,
 }
 
 /// A control plane elsewhere.
@@ -61,6 +69,7 @@ impl Link {
             refused: AtomicU64::new(0),
             confirmed: Mutex::new(Instant::now()),
             local,
+            tls: Mutex::default(),
         })
     }
 
@@ -83,6 +92,17 @@ impl Link {
     #[must_use]
     pub fn alone(&self) -> bool {
         self.alone.load(Ordering::Relaxed)
+    }
+
+    /// Certificates to report on.
+    #[must_use]
+    pub fn tls(&self) -> Vec<Arc<dyn Expires>> {
+        self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reports on these certificates from now on.
+    pub fn add_tls(&self, side: Arc<dyn Expires>) {
+        self.tls.lock().unwrap_or_else(PoisonError::into_inner).push(side);
     }
 
     fn set_connected(&self, connected: bool) {
@@ -113,16 +133,19 @@ impl Link {
 
 impl Remote {
     /// Starts with the last good snapshot, else with what the file says, and looks for the control plane.
-    #[must_use]
+    ///
+    /// # Errors
+    /// The address for peers cannot be bound, or certificate files are not good.
     pub fn start(
         config: &Config,
         plane: &ControlPlane,
-        arbiter: StartArbiter,
+        (arbiter, registry): (StartArbiter, &Arc<Registry>),
         stop: CancellationToken,
         tracker: &TaskTracker,
-    ) -> Self {
-        let file =
-            plane.state_dir.as_deref().map(|directory| last_good::Place::new(directory, &plane.cluster));
+    ) -> io::Result<Self> {
+        let number = Arc::default();
+        let file = plane.state_dir.as_deref();
+        let file = file.map(|directory| last_good::Place::new(directory, &plane.cluster, &number));
         let (first, held_hash) = match file.as_ref().and_then(last_good::Place::load) {
             Some((snapshot, hash)) => {
                 let revision = snapshot.revision;
@@ -140,6 +163,10 @@ impl Remote {
         let (keep, kept) = watch::channel(None);
         let (publish, keep) = (Arc::new(publish), Arc::new(keep));
         let (link, status) = (Link::new(false), Arc::new(OnceLock::new()));
+        let tls = follow_tls(plane, &link, &stop, tracker)?;
+        let peers = plane.peers.as_ref().map(|settings| {
+            Peers::start(plane, (settings, tls.clone()), (registry, &number), &stop, tracker)
+        });
         let guard = alone::Guard {
             start: arbiter,
             publish: Arc::clone(&publish),
@@ -150,6 +177,8 @@ impl Remote {
         let client = stream::Client {
             name: plane.name.clone().unwrap_or_else(|| default_name(config.listen.port())),
             plane: plane.clone(),
+            tls,
+            peers: peers.transpose()?,
             boot_id: boot_id(),
             publish,
             held_hash,
@@ -163,7 +192,7 @@ impl Remote {
         if let Some(place) = file {
             tracker.spawn(place.run(kept, stop));
         }
-        Self { snapshots, evidence: [evidence, evidence_alone], link, status }
+        Ok(Self { snapshots, evidence: [evidence, evidence_alone], link, status })
     }
 
     /// Snapshots as they come; the first is there already.
@@ -195,6 +224,20 @@ impl Remote {
         // The first one stays: there is one data plane.
         let _ = self.status.set(status);
     }
+}
+
+/// TLS towards the control plane, if the file asks for it.
+fn follow_tls(
+    plane: &ControlPlane,
+    link: &Arc<Link>,
+    stop: &CancellationToken,
+    tracker: &TaskTracker,
+) -> io::Result<Option<Arc<ClientSide>>> {
+    let Some(tls) = &plane.tls else { return Ok(None) };
+    let side = ClientSide::open(Files::of_client(tls)).map_err(io::Error::other)?;
+    tracker.spawn(Arc::clone(&side).follow(stop.clone()));
+    link.add_tls(Arc::<ClientSide>::clone(&side));
+    Ok(Some(side))
 }
 
 /// A snapshot of what the file says, older than any from a control plane.

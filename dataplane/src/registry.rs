@@ -1,12 +1,23 @@
 //! Every session of this data plane by its cancel key: cancel requests, drain and kill reach a session through here.
-//! Keys are our own, so a cancel reaches only what this client runs now. Never holds a lock while it waits.
+//! Keys are our own, so a cancel reaches only what this client runs now. In a fleet the process id names the data plane,
+//! and what is another's is handed over. Never holds a lock while it waits.
 
 use crate::server::{ServerIdent, clean};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use subtle::ConstantTimeEq as _;
+use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
+
+/// Bits of a process id that tell this data plane's sessions apart; the 13 above tell the data planes apart.
+const SLOT_BITS: u32 = 18;
+const SLOTS: u32 = 1 << SLOT_BITS;
+/// Process ids are positive as 32-bit integers.
+const POSITIVE: u32 = 0x7fff_ffff;
+/// Instead of a number: cancel requests go nowhere else, process ids are any.
+const ALONE: u32 = u32::MAX;
 
 /// Most cancel requests on their way for one session: more say nothing new, and each is a connection to the server.
 const MOST_CANCELS: u32 = 2;
@@ -33,10 +44,41 @@ struct Target {
 }
 
 /// Sessions by process id.
-#[derive(Default)]
 pub struct Registry {
     sessions: Mutex<HashMap<u32, Arc<SessionHandle>>>,
     draining: Arc<AtomicBool>,
+    /// Of this data plane in its fleet; 0: it has none yet.
+    number: AtomicU32,
+    elsewhere: OnceLock<mpsc::Sender<Stranger>>,
+}
+
+/// A cancel request for a session of another data plane.
+pub struct Stranger {
+    /// Process id.
+    pub pid: u32,
+    /// Secret.
+    pub key: Zeroizing<Vec<u8>>,
+    /// Dropped when the request has been dealt with.
+    pub done: oneshot::Sender<()>,
+}
+
+impl Stranger {
+    /// Number of the data plane that it is for.
+    #[must_use]
+    pub const fn owner(&self) -> u32 {
+        self.pid >> SLOT_BITS
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            sessions: Mutex::default(),
+            draining: Arc::default(),
+            number: AtomicU32::new(ALONE),
+            elsewhere: OnceLock::new(),
+        }
+    }
 }
 
 /// Takes the session out of the registry when it ends.
@@ -59,12 +101,7 @@ impl Registry {
     pub fn register(self: &Arc<Self>, protocol: u32) -> Registered {
         let key = if protocol >= 0x0003_0002 { random::<32>().to_vec() } else { random::<4>().to_vec() };
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        let pid = loop {
-            let pid = u32::from_be_bytes(random()) & 0x7fff_ffff;
-            if pid != 0 && !sessions.contains_key(&pid) {
-                break pid;
-            }
-        };
+        let pid = self.free_pid(&sessions);
         let handle = Arc::new(SessionHandle {
             pid,
             key,
@@ -77,13 +114,65 @@ impl Registry {
         Registered { registry: Arc::clone(self), handle }
     }
 
-    /// Cancels what the session with this key runs now; nothing if the key is wrong.
+    fn free_pid(&self, sessions: &HashMap<u32, Arc<SessionHandle>>) -> u32 {
+        let is_free = |pid: &u32| *pid != 0 && !sessions.contains_key(pid);
+        let number = self.number.load(Ordering::Relaxed);
+        if number != ALONE {
+            let first = u32::from_be_bytes(random());
+            let slots = (0..SLOTS).map(|step| first.wrapping_add(step) % SLOTS);
+            let mut pids = slots.map(|slot| (number << SLOT_BITS) | slot);
+            if let Some(pid) = pids.find(is_free) {
+                return pid;
+            }
+        }
+        // In a fleet: no slot is left, and this session can be cancelled here only.
+        loop {
+            let pid = u32::from_be_bytes(random()) & POSITIVE;
+            if is_free(&pid) {
+                return pid;
+            }
+        }
+    }
+
+    /// Part of a fleet from now on: what is not for a session of this data plane goes there.
+    pub fn hand_over(&self, elsewhere: mpsc::Sender<Stranger>, number: u32) {
+        // The first one stays: there is one fleet.
+        let _ = self.elsewhere.set(elsewhere);
+        self.set_number(number);
+    }
+
+    /// The number of this data plane in process ids from now on; sessions keep theirs.
+    pub fn set_number(&self, number: u32) {
+        self.number.store(number, Ordering::Relaxed);
+    }
+
+    /// Cancels what the session with this key runs now, here or at the data plane that it belongs to; nothing if the key
+    /// is wrong.
     pub async fn cancel(&self, pid: u32, key: &[u8]) {
+        if self.cancel_here(pid, key).await {
+            return;
+        }
+        let Some(elsewhere) = self.elsewhere.get() else { return };
+        let (done, answered) = oneshot::channel();
+        let stranger = Stranger { pid, key: Zeroizing::new(key.to_vec()), done };
+        if stranger.owner() == 0 || pid > POSITIVE || stranger.owner() == self.number.load(Ordering::Relaxed)
+        {
+            return;
+        }
+        if elsewhere.try_send(stranger).is_ok() {
+            // Clients wait for the end of the connection as for the end of the cancel.
+            let _ = answered.await;
+        }
+    }
+
+    /// Cancels what the session with this key runs now, if it is one of this data plane; whether the process id is.
+    pub async fn cancel_here(&self, pid: u32, key: &[u8]) -> bool {
         let handle = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&pid).cloned();
-        let Some(handle) = handle else { return };
+        let Some(handle) = handle else { return false };
         if bool::from(handle.key.as_slice().ct_eq(key)) {
             handle.cancel().await;
         }
+        true
     }
 
     /// Tells every session to end at its next rest.
@@ -206,6 +295,29 @@ mod tests {
     use std::future::Future as _;
     use std::pin::pin;
     use std::task::Context;
+
+    #[tokio::test]
+    async fn a_process_id_names_its_data_plane_and_strangers_are_handed_over() {
+        let registry = Arc::new(Registry::default());
+        let (way, mut strangers) = mpsc::channel(1);
+        registry.hand_over(way, 0);
+        let early = registry.register(0x0003_0000);
+        assert!(early.handle.pid < SLOTS, "no number yet");
+        registry.set_number(8191);
+        let ours = registry.register(0x0003_0002);
+        assert_eq!((ours.handle.pid >> SLOT_BITS, ours.handle.pid > POSITIVE), (8191, false));
+        // Ours, nobody's, and out of range: nothing is handed over, known or not.
+        for pid in [ours.handle.pid, early.handle.pid, (8191 << SLOT_BITS) | 1, 7, u32::MAX] {
+            registry.cancel(pid, b"wrong").await;
+        }
+        assert!(strangers.try_recv().is_err());
+        let asking = registry.cancel((5 << SLOT_BITS) | 9, b"key!");
+        let answering = async {
+            let stranger = strangers.recv().await.unwrap();
+            (stranger.owner(), stranger.pid, stranger.key.to_vec())
+        };
+        assert_eq!(tokio::join!(asking, answering).1, (5, (5 << SLOT_BITS) | 9, b"key!".to_vec()));
+    }
 
     #[tokio::test]
     async fn cancels_on_their_way_are_few_and_counted_out_when_dropped() {

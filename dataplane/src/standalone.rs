@@ -11,14 +11,15 @@ use crate::worker::{Shared, TellEvidence};
 use helios_controlplane::Handle;
 use helios_controlplane::core::Core;
 use helios_controlplane::fleet::{Ack, Identity, Seat};
-use helios_controlplane::grpc;
 use helios_controlplane::grpc::auth::Door;
 use helios_controlplane::grpc::management::{About, Service};
+use helios_controlplane::grpc::{self, secure};
 use helios_controlplane::keeper::Refusal;
 use helios_controlplane::store::{Directory, Memory, Store};
 use helios_controlplane::switchover::Desk;
 use helios_proto::config::Config;
 use helios_proto::model::Snapshot;
+use helios_tls::ServerSide;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub struct Standalone {
     /// Its place among the data planes: the only one.
     seat: Arc<Seat>,
     started: Instant,
+    link: Arc<Link>,
 }
 
 /// Starts the core that goes on from a snapshot: it probes, decides and tells, and takes no orders.
@@ -67,7 +69,7 @@ impl Standalone {
             address: String::new(),
         };
         let seat = Arc::new(core.fleet.join(identity));
-        Ok(Self { core, seat, started: Instant::now() })
+        Ok(Self { core, seat, started: Instant::now(), link: Link::new(true) })
     }
 
     /// Snapshots as they are published; the first is there already.
@@ -94,7 +96,7 @@ impl Standalone {
     /// A link that cannot break.
     #[must_use]
     pub fn link(&self) -> Arc<Link> {
-        Link::new(true)
+        Arc::clone(&self.link)
     }
 
     /// Says which snapshot is in force.
@@ -148,6 +150,11 @@ impl Standalone {
             }
         };
         let address = listener.local_addr()?;
+        let tls = secure::open(management.tls.as_ref(), stop, tracker)?;
+        secure::warn_of_plain_text(address, tls.as_ref(), "management");
+        if let Some(side) = &tls {
+            self.link.add_tls(Arc::<ServerSide>::clone(side));
+        }
         let about = About {
             cluster: String::new(),
             program: "heliosdb-proxy",
@@ -163,7 +170,7 @@ impl Standalone {
         let service = Service::new(&self.core, about, (Some(explain), desk), stop.clone(), tracker.clone());
         let routes = grpc::management_routes(service).await?;
         let door = Door::new(&management.tokens, true);
-        let serving = grpc::serve(listener, routes, door, stop.clone());
+        let serving = grpc::serve((listener, tls), routes, door, stop.clone());
         tracker.spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "management failed");

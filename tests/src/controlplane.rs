@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use crate::guard::{Guard, signal};
+use crate::http;
 use crate::proxy::{address_after, config_file, program};
 
 /// How long the program may take to start.
@@ -116,6 +117,20 @@ impl ControlPlane {
     #[must_use]
     pub fn logged(&self, text: &str) -> Vec<String> {
         self.log.lock().unwrap().iter().filter(|l| l.contains(text)).cloned().collect()
+    }
+
+    /// Sends SIGHUP.
+    pub fn reload(&self) {
+        signal("HUP", &[self.pid]);
+    }
+
+    /// A metric of its own, if it is there.
+    ///
+    /// # Panics
+    /// When HTTP does not answer.
+    #[must_use]
+    pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        http::Metrics::parse(&http::get(self.admin, "/metrics").unwrap().body).sum(name, labels)
     }
 
     /// Ends it at once, as a power cut does.

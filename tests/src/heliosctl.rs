@@ -50,6 +50,12 @@ impl Heliosctl {
         Self { endpoint: Some(format!("http://{address}")), ..Self::bare() }
     }
 
+    /// Asks this address over TLS, without a token.
+    #[must_use]
+    pub fn secure(address: SocketAddr) -> Self {
+        Self { endpoint: Some(format!("https://{address}")), ..Self::bare() }
+    }
+
     /// With the token of a role, see [`crate::controlplane::sections`].
     #[must_use]
     pub fn role(self, role: &str) -> Self {

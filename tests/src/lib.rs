@@ -9,6 +9,7 @@ pub mod controlplane;
 pub mod guard;
 pub mod heliosctl;
 pub mod http;
+pub mod pki;
 pub mod proxy;
 pub mod raw;
 
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use cluster::{Cluster, Node, Role};
 pub use controlplane::{ControlPlane, Operator};
 pub use heliosctl::Heliosctl;
+pub use pki::Pki;
 pub use proxy::{Config, Proxy};
 pub use raw::{Message, Raw};
 

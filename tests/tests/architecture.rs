@@ -27,7 +27,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
     ),
     ("auth", &["server"]),
     ("cli", &["logging"]),
-    ("control", &["listener", "metrics", "worker"]),
+    ("control", &["listener", "metrics", "registry", "worker"]),
     ("descriptors", &[]),
     ("http", &["control", "descriptors", "listener", "metrics", "pool", "worker"]),
     ("lanes", &["limits", "session", "spread"]),
@@ -132,8 +132,9 @@ fn crates_depend_one_way() {
     for (package, allowed) in [
         ("dataplane/pgwire", &[][..]),
         ("proto", &[]),
-        ("controlplane", &["helios-proto"]),
-        ("dataplane", &["helios-controlplane", "helios-pgwire", "helios-proto"]),
+        ("proto/tls", &["helios-proto"]),
+        ("controlplane", &["helios-proto", "helios-tls"]),
+        ("dataplane", &["helios-controlplane", "helios-pgwire", "helios-proto", "helios-tls"]),
     ] {
         let allowed = allowed.iter().map(|&name| name.to_owned()).collect();
         let found = own_dependencies(package);

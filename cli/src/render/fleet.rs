@@ -159,7 +159,6 @@ mod tests {
             waiting: 4,
             max: 100,
             resting: 0,
-            resting: 0,
         };
         let pool = v1::PoolInfo {
             dataplane: "dp-1".to_owned(),

@@ -19,6 +19,7 @@ use super::auth::Caller;
 use crate::cluster::Held;
 use crate::coordinator::Events;
 use crate::fleet::{Ack, Fleet, Identity, Seat};
+use crate::peers::{Numbered, Peers};
 
 /// Longest wait for the first message of a data plane.
 const HELLO: Duration = Duration::from_secs(5);
@@ -45,6 +46,8 @@ pub struct Service {
     pub events: Events,
     /// Who is there.
     pub fleet: Arc<Fleet>,
+    /// Who takes cancel requests.
+    pub peers: Arc<Peers>,
     /// Ends every stream.
     pub stop: CancellationToken,
     /// Runs the streams.
@@ -77,6 +80,8 @@ impl Discovery for Service {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
         let seat = self.admit(&hello, from)?;
+        let v1::Hello { dp_id, cancel_id, peer_address, .. } = &hello;
+        let numbered = (!peer_address.is_empty()).then(|| self.peers.join(dp_id, *cancel_id, peer_address));
         let held = held(&hello);
         let (revision, key) = (self.snapshots.borrow().revision, self.snapshots.borrow().key());
         if revision < held.revision || key < held.key {
@@ -92,7 +97,8 @@ impl Discovery for Service {
         let (to_dataplane, outgoing) = mpsc::channel(1);
         let (sent, acknowledged) = watch::channel(None);
         let stop = self.stop.child_token();
-        let writer = Writer { snapshots: self.snapshots.clone(), to_dataplane, sent, nonce: 0, last: None };
+        let snapshots = self.snapshots.clone();
+        let writer = Writer { snapshots, numbered, to_dataplane, sent, nonce: 0, last: None };
         let reader = Reader { seat, acknowledged, events: self.events.clone() };
         self.tracker.spawn(async move {
             let leave = reader.seat.leave.clone();
@@ -119,12 +125,14 @@ impl Service {
     }
 
     fn admit(&self, hello: &v1::Hello, address: String) -> Result<Seat, Status> {
-        let v1::Hello { cluster, dp_id, boot_id, version, revision, epoch, .. } = hello;
+        let v1::Hello { cluster, dp_id, boot_id, version, revision, epoch, peer_address, .. } = hello;
         if *cluster != self.cluster {
             let text = format!("this is the control plane of {:?}, not of {cluster:?}", self.cluster);
             return Err(Status::failed_precondition(text));
         }
-        if [dp_id, boot_id, version].iter().any(|text| text.len() > LONGEST_NAME) || dp_id.is_empty() {
+        if [dp_id, boot_id, version, peer_address].iter().any(|text| text.len() > LONGEST_NAME)
+            || dp_id.is_empty()
+        {
             return Err(Status::invalid_argument("dp_id is empty, or a name is too long"));
         }
         let ours = self.snapshots.borrow().timeline;
@@ -152,6 +160,8 @@ fn held(hello: &v1::Hello) -> Held {
 /// Sends to one data plane.
 struct Writer {
     snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// `None`: it takes no cancel requests.
+    numbered: Option<Numbered>,
     to_dataplane: mpsc::Sender<Outcome>,
     sent: watch::Sender<Option<Sent>>,
     nonce: u64,
@@ -163,10 +173,12 @@ impl Writer {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.snapshots.mark_changed();
+        let mut peers = self.numbered.as_ref().map(Numbered::list);
         loop {
             let alive = tokio::select! {
                 biased;
                 changed = self.snapshots.changed() => changed.is_ok() && self.snapshot().await,
+                Some(entries) = changed(&mut peers) => self.peers(&entries).await,
                 _ = beat.tick() => self.heartbeat().await,
             };
             if !alive {
@@ -196,6 +208,12 @@ impl Writer {
         self.send(msg).await
     }
 
+    async fn peers(&mut self, entries: &[v1::PeerEntry]) -> bool {
+        let Some(numbered) = &self.numbered else { return true };
+        let message = numbered.message(entries);
+        self.send(cp_msg::Msg::Peers(message)).await
+    }
+
     async fn heartbeat(&mut self) -> bool {
         let Some((last, sha256)) = &self.last else { return true };
         let (revision, sha256) = (last.revision, sha256.clone());
@@ -208,6 +226,15 @@ impl Writer {
         let message = v1::CpMsg { nonce: self.nonce, msg: Some(msg) };
         matches!(timeout(SILENCE, self.to_dataplane.send(Ok(message))).await, Ok(Ok(())))
     }
+}
+
+/// The list of peers once it has changed; never for who takes no cancel requests.
+async fn changed(
+    peers: &mut Option<watch::Receiver<Arc<Vec<v1::PeerEntry>>>>,
+) -> Option<Arc<Vec<v1::PeerEntry>>> {
+    let Some(peers) = peers else { return std::future::pending().await };
+    peers.changed().await.ok()?;
+    Some(Arc::clone(&peers.borrow_and_update()))
 }
 
 /// Whether two snapshots differ in nothing but what is known about the nodes.

@@ -6,6 +6,7 @@ mod changes;
 pub mod discovery;
 mod handover;
 pub mod management;
+pub mod secure;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -18,11 +19,11 @@ use std::time::Duration;
 use helios_proto::wire::v1;
 use helios_proto::wire::v1::discovery_server::DiscoveryServer;
 use helios_proto::wire::v1::management_server::ManagementServer;
+use helios_tls::{ServerSide, incoming};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use auth::{Door, Guarded};
 
@@ -31,10 +32,16 @@ const PING: Duration = Duration::from_secs(5);
 const PONG: Duration = Duration::from_secs(3);
 /// Longest wait for open calls at the end.
 const LAST_CALLS: Duration = Duration::from_secs(5);
-/// Largest message from outside: a configuration file may have 4 MiB.
-const LARGEST: usize = 8 << 20;
+/// Largest message from outside: a configuration file of 4 MiB, and the request around it.
+const LARGEST: usize = (4 << 20) + 4096;
 /// Calls that one connection may have open.
 const CALLS: u32 = 256;
+/// Streams that a peer may open and reset before they are taken, and that we may reset because of it; more end the
+/// connection.
+const RESETS: usize = 20;
+const OWN_RESETS: usize = 256;
+/// Largest headers of a call, in bytes.
+const HEADERS: u32 = 16 << 10;
 
 /// The service for data planes, with health beside it.
 pub async fn discovery_routes(service: discovery::Service) -> Routes {
@@ -80,16 +87,19 @@ pub async fn bind(address: SocketAddr, section: &str) -> io::Result<TcpListener>
 /// # Errors
 /// The server failed.
 pub async fn serve(
-    listener: TcpListener,
+    (listener, tls): (TcpListener, Option<Arc<ServerSide>>),
     routes: Routes,
     door: Arc<Door>,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming(listener, tls, stop.clone());
     let server = Server::builder()
         .http2_keepalive_interval(Some(PING))
         .http2_keepalive_timeout(Some(PONG))
         .max_concurrent_streams(Some(CALLS))
+        .http2_max_pending_accept_reset_streams(Some(RESETS))
+        .http2_max_local_error_reset_streams(Some(OWN_RESETS))
+        .http2_max_header_list_size(Some(HEADERS))
         .layer(Guarded(door))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled());

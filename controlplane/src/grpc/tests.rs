@@ -33,6 +33,7 @@ async fn stage() -> Stage {
         snapshots: core.snapshots.clone(),
         events: core.keeper.events().clone(),
         fleet: Arc::clone(&core.fleet),
+        peers: crate::peers::Peers::open(None),
         stop: stop.clone(),
         tracker: tracker.clone(),
     };
@@ -40,7 +41,7 @@ async fn stage() -> Stage {
     let address = listener.local_addr().unwrap();
     let proof = TokenProof::Clear(Secret::new(TOKEN.to_owned()));
     let door = Door::new(&[Token { name: "dp".to_owned(), access: Access::Dataplane, proof }], false);
-    tracker.spawn(serve(listener, discovery_routes(service).await, door, stop.clone()));
+    tracker.spawn(serve((listener, None), discovery_routes(service).await, door, stop.clone()));
     Stage { core, address, _stop: stop.drop_guard() }
 }
 
@@ -78,7 +79,7 @@ fn revision(message: &v1::CpMsg) -> Option<u64> {
     match message.msg.as_ref()? {
         cp_msg::Msg::Full(full) => full.topology.as_ref().map(|topology| topology.revision),
         cp_msg::Msg::Topology(topology) => Some(topology.revision),
-        cp_msg::Msg::Heartbeat(_) => None,
+        cp_msg::Msg::Heartbeat(_) | cp_msg::Msg::Peers(_) => None,
     }
 }
 

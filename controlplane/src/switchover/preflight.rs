@@ -80,16 +80,37 @@ fn against(from: &NodeState, to: &NodeState) -> Vec<String> {
     refuse(to.health != Health::Up, format!("node {name} is not up: {error}"));
     refuse(to.ops.drained || to.ops.paused, format!("node {name} is drained or paused"));
     refuse(from.ops.paused, format!("the pool of {} is paused: resume it first", from.node.name));
-    if problems.is_empty() {
-        match to.lag_bytes {
-            None => problems.push(format!("how far {name} is behind is not known: [health] needs a user")),
-            Some(lag) if lag > MOST_LAG => {
-                problems.push(format!("node {name} is {lag} bytes behind, more than {MOST_LAG}"));
-            }
-            Some(_) => {}
-        }
-    }
     problems
+}
+
+/// What the servers themselves say against it.
+pub fn servers(plan: &Plan, seen: &Seen, patience: Duration) -> Result<(), String> {
+    let Seen { lag, streams, oldest } = *seen;
+    let (from, to) = (&plan.from.name, &plan.to.name);
+    if !streams {
+        return Err(format!("node {to} does not stream from a primary"));
+    }
+    if lag > MOST_LAG {
+        return Err(format!("node {to} is {lag} bytes behind, more than {MOST_LAG}"));
+    }
+    if oldest > patience {
+        let (oldest, patience) = (oldest.as_secs(), patience.as_secs());
+        return Err(format!(
+            "a transaction on {from} is {oldest} s old, more than the drain timeout of {patience} s"
+        ));
+    }
+    Ok(())
+}
+
+/// What the servers say before anything is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    /// Bytes of WAL that the next primary has not replayed.
+    pub lag: u64,
+    /// It streams.
+    pub streams: bool,
+    /// Age of the oldest open transaction on the primary.
+    pub oldest: Duration,
 }
 
 /// What still runs on a node.
@@ -144,7 +165,7 @@ mod tests {
         let mut snapshot = snapshots.borrow().as_ref().clone();
         snapshot.primary = Some(0);
         for node in &mut snapshot.nodes {
-            (node.health, node.lag_bytes) = (Health::Up, Some(0));
+            node.health = Health::Up;
         }
         snapshot
     }
@@ -168,8 +189,6 @@ mod tests {
         assert!(why(&|_| {}, "d").contains("role replica"));
         assert!(why(&|s| s.primary = None, "b").contains("no primary"));
         assert!(why(&|s| s.nodes[1].health = Health::Down, "b").contains("not up"));
-        assert!(why(&|s| s.nodes[1].lag_bytes = None, "b").contains("not known"));
-        assert!(why(&|s| s.nodes[1].lag_bytes = Some(MOST_LAG + 1), "b").contains("behind"));
         assert!(why(&|s| s.nodes[1].ops.drained = true, "b").contains("drained"));
         assert!(why(&|s| s.nodes[0].ops.paused = true, "b").contains("paused"));
         let until = Instant::now();
@@ -177,6 +196,18 @@ mod tests {
             s.hold = Some(helios_proto::model::Hold { node: s.nodes[0].node.name.clone(), until });
         };
         assert!(why(&hold, "b").contains("on its way"));
+    }
+
+    #[test]
+    fn what_the_servers_say_against_it() {
+        let plan = plan(&snapshot(), &[], "b").unwrap();
+        let second = Duration::from_secs(1);
+        let well = Seen { lag: MOST_LAG, streams: true, oldest: second };
+        let why = |seen: Seen| servers(&plan, &seen, second).err().unwrap_or_default();
+        assert_eq!(why(well), "");
+        assert!(why(Seen { lag: MOST_LAG + 1, ..well }).contains("behind"));
+        assert!(why(Seen { streams: false, ..well }).contains("does not stream"));
+        assert!(why(Seen { oldest: second * 2, ..well }).contains("2 s old"));
     }
 
     #[test]

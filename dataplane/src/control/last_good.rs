@@ -1,4 +1,4 @@
-//! The last good snapshot on disk: one file, private, with a hash, replaced by renaming. A file that is damaged, or of
+//! The last good snapshot on disk, with this data plane's number in cancel keys: one file, private, with a hash, replaced by renaming. A file that is damaged, or of
 //! another fleet, is as good as none. Owner of one task that writes at most once a second.
 
 use helios_proto::model::{Health, Snapshot};
@@ -10,6 +10,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -30,13 +31,16 @@ pub type Kept = Option<(Arc<Snapshot>, Vec<u8>)>;
 pub struct Place {
     path: PathBuf,
     cluster: String,
+    /// Number of this data plane in cancel keys; goes into the file, and comes from it.
+    number: Arc<AtomicU32>,
 }
 
 impl Place {
     /// In this directory, for this fleet.
     #[must_use]
-    pub fn new(directory: &Path, cluster: &str) -> Self {
-        Self { path: directory.join("last-good-snapshot"), cluster: cluster.to_owned() }
+    pub fn new(directory: &Path, cluster: &str, number: &Arc<AtomicU32>) -> Self {
+        let (path, cluster) = (directory.join("last-good-snapshot"), cluster.to_owned());
+        Self { path, cluster, number: Arc::clone(number) }
     }
 
     /// The snapshot and the hash, if there is a good file. Health and lag are not believed: they were of another day.
@@ -77,6 +81,7 @@ impl Place {
                     (state.lag, state.lag_bytes, state.latency) = (None, None, None);
                     (state.recovered_at, state.probed_at, state.last_error) = (None, None, None);
                 }
+                self.number.store(hello.cancel_id, Ordering::Relaxed);
                 Some((snapshot, hello.sha256))
             }
             Err(refused) => ignored(&format!("{}: {}", refused.name, refused.reason)),
@@ -89,6 +94,7 @@ impl Place {
             sha256: sha256.to_vec(),
             revision: snapshot.revision,
             epoch: snapshot.epoch,
+            cancel_id: self.number.load(Ordering::Relaxed),
             ..v1::Hello::default()
         };
         let mut body = head.encode_length_delimited_to_vec();
@@ -160,15 +166,18 @@ mod tests {
     #[test]
     fn what_was_kept_comes_back_and_damage_is_noticed() {
         let directory = std::env::temp_dir().join(format!("helios-last-good-{}", std::process::id()));
-        let place = Place::new(&directory, "ours");
+        let number = Arc::new(AtomicU32::new(17));
+        let place = Place::new(&directory, "ours", &number);
         assert!(place.load().is_none());
         place.save(&snapshot(), b"hash").unwrap();
+        number.store(0, Ordering::Relaxed);
         let (held, hash) = place.load().unwrap();
+        assert_eq!(number.load(Ordering::Relaxed), 17);
         assert_eq!((held.revision, held.epoch, hash.as_slice()), (7, 2, &b"hash"[..]));
         assert_eq!(held.settings, snapshot().settings);
         assert_eq!(held.nodes[0].health, Health::Unknown, "of another day");
         assert_eq!(fs::metadata(&place.path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(Place::new(&directory, "theirs").load().is_none(), "another fleet");
+        assert!(Place::new(&directory, "theirs", &number).load().is_none(), "another fleet");
         let good = fs::read(&place.path).unwrap();
         for at in 0..good.len() {
             let mut bad = good.clone();

@@ -2,12 +2,15 @@
 //! Owner of one task. A lost stream changes nothing but the link's state; it is sought again, with growing pauses.
 
 use super::last_good::Kept;
+use super::peers::Peers;
 use super::{BEAT, Link, QUICK_BEAT, StatusOf};
 use helios_proto::config::ControlPlane;
 use helios_proto::model::{Evidence, NodeName, Snapshot};
 use helios_proto::wire::v1::discovery_client::DiscoveryClient;
 use helios_proto::wire::v1::{self, cp_msg, dp_msg};
 use helios_proto::wire::{self, Accepted, Refused};
+use helios_tls::dial::Secured;
+use helios_tls::{ClientSide, connect};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -41,6 +44,10 @@ pub struct Client {
     pub name: String,
     /// Where, and with what token.
     pub plane: ControlPlane,
+    /// TLS on the way there.
+    pub tls: Option<Arc<ClientSide>>,
+    /// Who takes cancel requests that are not ours; `None`: nobody.
+    pub peers: Option<Arc<Peers>>,
     /// Of this process.
     pub boot_id: String,
     /// Where snapshots go.
@@ -102,14 +109,20 @@ impl Client {
     /// One stream, from connecting to its end.
     async fn attempt(&mut self, endpoint: &str) -> Result<(), Status> {
         let token = self.plane.token.as_ref().map(|token| bearer(token.expose())).transpose()?;
-        let channel = Endpoint::from_shared(format!("http://{endpoint}"))
+        let secured = self.tls.as_ref().map(|side| Secured {
+            config: side.current(),
+            name: self.plane.tls.as_ref().and_then(|tls| tls.server_name.clone()),
+        });
+        let scheme = if secured.is_some() { "https" } else { "http" };
+        let channel = Endpoint::from_shared(format!("{scheme}://{endpoint}"))
             .map_err(|_| Status::invalid_argument("endpoints in [control_plane]: this is no address"))?
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(PING.0)
             .keep_alive_timeout(PING.1)
             .keep_alive_while_idle(true);
-        let channel = channel.connect().await.map_err(|error| Status::unavailable(root_cause(&error)))?;
+        let channel = connect(channel, secured).await;
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
         let mut client = DiscoveryClient::new(channel).max_decoding_message_size(LARGEST);
         let (outgoing, messages) = mpsc::channel(OUTGOING);
         // Room is there: the channel is new.
@@ -139,6 +152,8 @@ impl Client {
             timeline: held.timeline,
             last_primary: held.last_primary.as_ref().map(NodeName::to_string).unwrap_or_default(),
             system: held.system,
+            cancel_id: self.peers.as_ref().map_or(0, |peers| peers.number.load(Ordering::Relaxed)),
+            peer_address: self.peers.as_ref().map(|peers| peers.address.clone()).unwrap_or_default(),
         }
     }
 
@@ -171,6 +186,7 @@ impl Client {
                                 return Err(Status::data_loss("it holds something else than it sent"));
                             }
                         }
+                        Some(cp_msg::Msg::Peers(list)) => self.learn(list),
                         // Of a newer version.
                         None => {}
                     }
@@ -193,6 +209,13 @@ impl Client {
                     }
                 }
             }
+        }
+    }
+
+    fn learn(&self, list: v1::Peers) {
+        if self.peers.as_ref().is_some_and(|peers| peers.learn(list)) {
+            // The file holds the number as well.
+            self.keep.send_modify(|_| {});
         }
     }
 
@@ -274,21 +297,13 @@ fn ack(outgoing: &Outgoing, nonce: u64, revision: u64, rejected: Vec<Refused>) -
     outgoing.try_send(message(dp_msg::Msg::Ack(ack))).map_err(stuck)
 }
 
-fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Status> {
+/// A token as a call carries it.
+pub(super) fn bearer(token: &str) -> Result<MetadataValue<Ascii>, Status> {
     let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
         Status::invalid_argument("token in [control_plane] holds characters that cannot be sent")
     })?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// The innermost cause: "connection refused" rather than "transport error".
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// A number below `limit`; for jitter only.

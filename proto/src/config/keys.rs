@@ -165,20 +165,34 @@ keys! {
         token: Secret, Absent, "Token with the role dataplane.";
         name: Text, Absent, "Unique name of this data plane; by default host name and port.";
         state_dir: Text, Absent, "Directory for the last good snapshot; without it nothing is kept over a restart.";
+        tls_ca_file: Text, Absent, "PEM file of the authorities of the control plane's certificate; turns TLS on.";
+        tls_cert_file: Text, Absent, "PEM file of this data plane's own certificate, where one is asked for.";
+        tls_key_file: Text, Absent, "PEM file of its private key.";
+        tls_server_name: Text, Absent, "Name in the control plane's certificate; by default the host of the endpoint.";
+        peer_listen_address: Address, Absent, "Where other data planes hand over cancel requests; without it none are received or forwarded.";
+        peer_advertise_address: Text, Absent, "That address as other data planes reach it; by default peer_listen_address.";
+        peer_server_name: Text, Absent, "Name in the other data planes' certificates; by default the host of their address.";
     }
     Management {
         enabled: Flag, Fallback::Flag(true), "Serve heliosctl.";
         listen_address: Address, Fallback::Text("127.0.0.1:9091"), "Where heliosctl connects.";
+        tls_cert_file: Text, Absent, "PEM file of the service's certificate and those between it and its authority; turns TLS on.";
+        tls_key_file: Text, Absent, "PEM file of its private key.";
+        tls_client_ca_file: Text, Absent, "PEM file of the authorities of client certificates; every client needs one then.";
     }
     Tokens {
         name: Text, Required, "Unique name, as the audit log shows it.";
         role: ACCESS, Required, "viewer reads, operator drains and pauses, admin configures; dataplane is for data planes.";
-        token: Secret, Absent, "The token, at least 16 characters; not with sha256.";
-        sha256: Text, Absent, "Its SHA-256 in 64 hexadecimal digits; not with token.";
+        token: Secret, Absent, "The token, at least 16 characters; or sha256, or certificate.";
+        sha256: Text, Absent, "Its SHA-256 in 64 hexadecimal digits.";
+        certificate: Text, Absent, "Instead of a token: common name or DNS name in the client's certificate.";
     }
     Discovery {
         listen_address: Address, Fallback::Text("127.0.0.1:9092"), "Where data planes connect to helios-controlplane.";
         cluster: Text, Fallback::Text("helios"), "Name of the fleet.";
+        tls_cert_file: Text, Absent, "PEM file of the service's certificate and those between it and its authority; turns TLS on.";
+        tls_key_file: Text, Absent, "PEM file of its private key.";
+        tls_client_ca_file: Text, Absent, "PEM file of the authorities of client certificates; every client needs one then.";
     }
     Store {
         kind: Word(&["embedded"]), Fallback::Text("embedded"), "How the configuration is kept: as files in a directory.";

@@ -31,11 +31,13 @@ mod substitute;
 mod switchover;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod users;
 
 pub use plane::{Access, ControlPlane, Discovery, Management, StoreSettings, Token, TokenProof};
 pub use problem::{Problem, Report};
 pub use switchover::{Driver, Switchover};
+pub use tls::{ClientTls, PeerSettings, ServerTls};
 #[cfg(feature = "grpc")]
 pub(crate) use {nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, users::is_scram_verifier};
 

@@ -10,6 +10,7 @@ use super::Config;
 use super::keys::Section;
 use super::reader::{Part, Reader};
 use super::sections::address;
+use super::tls::{self, ClientTls, PeerSettings, ServerTls};
 use super::users::repeated;
 use crate::model::{Secret, words};
 
@@ -29,6 +30,10 @@ pub struct ControlPlane {
     pub name: Option<String>,
     /// Where the last good snapshot is kept; `None`: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// TLS towards the control plane; `None`: plain text.
+    pub tls: Option<ClientTls>,
+    /// Cancel requests from and to other data planes; `None`: neither received nor forwarded.
+    pub peers: Option<PeerSettings>,
 }
 
 /// `[management]`: the service for operators.
@@ -42,6 +47,8 @@ pub struct Management {
     pub explicit: bool,
     /// `[[management.tokens]]`
     pub tokens: Vec<Token>,
+    /// TLS; `None`: plain text.
+    pub tls: Option<ServerTls>,
 }
 
 /// One of `[[management.tokens]]`.
@@ -62,6 +69,8 @@ pub enum TokenProof {
     Clear(Secret),
     /// Its SHA-256.
     Sha256([u8; 32]),
+    /// No token: a client certificate with this common name or DNS name.
+    Certificate(String),
 }
 
 /// What the bearer of a token may do.
@@ -88,6 +97,8 @@ pub struct Discovery {
     pub cluster: String,
     /// The section stands in the file.
     pub explicit: bool,
+    /// TLS; `None`: plain text.
+    pub tls: Option<ServerTls>,
 }
 
 /// `[store]`: an embedded store.
@@ -107,12 +118,16 @@ pub(super) fn control_plane(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Opti
         let line = part.given("endpoints");
         part.problem(line, format!("endpoint {endpoint:?} is not an address such as \"cp-1:9092\""));
     }
+    let (token, tls) = (part.secret("token"), tls::client(&mut part));
+    let peers = tls::peers(&mut part, token.as_ref(), tls.as_ref());
     Some(ControlPlane {
         endpoints,
         cluster: part.text("cluster").unwrap_or_default(),
-        token: part.secret("token"),
+        token,
         name: part.text("name"),
         state_dir: part.text("state_dir").map(PathBuf::from),
+        tls,
+        peers,
     })
 }
 
@@ -120,53 +135,58 @@ pub(super) fn management(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Managem
     let mut part = reader.part(root, Section::Management);
     let enabled = part.flag("enabled");
     let listen = address(&mut part, "listen_address").unwrap_or_else(nowhere);
+    let tls = tls::server(&mut part, "management");
     let mut tokens: Vec<Token> = Vec::new();
     reader.each(root, Section::Tokens, |mut part| tokens.extend(token(&mut part)));
     for name in repeated(tokens.iter().map(|token| token.name.as_str())) {
         reader.problem(None, format!("two [[management.tokens]] named {name:?}"));
     }
-    Management { enabled, listen, explicit: is_given(root, Section::Management), tokens }
+    Management { enabled, listen, explicit: is_given(root, Section::Management), tokens, tls }
 }
 
 fn token(part: &mut Part<'_, '_>) -> Option<Token> {
     let name = part.text("name");
     let access = part.word("role", Access::from_word);
-    let (clear, hash) = (part.secret("token"), part.text("sha256"));
-    let line = part.line;
-    let proof = match (clear, hash) {
-        (Some(_), Some(_)) => {
-            part.problem(line, "a token takes token or sha256, not both".to_owned());
-            None
-        }
-        (None, None) => {
-            if part.given("token").is_none() && part.given("sha256").is_none() {
-                part.problem(line, "[[management.tokens]] without token or sha256".to_owned());
-            }
-            None
-        }
-        (Some(clear), None) if clear.expose().len() < SHORTEST_TOKEN => {
-            let line = part.given("token");
-            part.problem(line, format!("token is too short: at least {SHORTEST_TOKEN} characters"));
-            None
-        }
-        (Some(clear), None) => Some(TokenProof::Clear(clear)),
-        (None, Some(hash)) => {
-            let bytes = from_hex(&hash);
-            if bytes.is_none() {
-                let line = part.given("sha256");
-                part.problem(line, "sha256 must be 64 hexadecimal digits".to_owned());
-            }
-            bytes.map(TokenProof::Sha256)
-        }
-    };
+    let proof = proof(part);
     Some(Token { name: name?, access: access?, proof: proof? })
+}
+
+/// Exactly one of token, sha256 and certificate.
+fn proof(part: &mut Part<'_, '_>) -> Option<TokenProof> {
+    let line = part.line;
+    let given = ["token", "sha256", "certificate"].iter().filter(|name| part.given(name).is_some()).count();
+    let (clear, hash, certificate) = (part.secret("token"), part.text("sha256"), part.text("certificate"));
+    if given > 1 {
+        part.problem(line, "[[management.tokens]] takes one of token, sha256 and certificate".to_owned());
+        return None;
+    }
+    if given == 0 {
+        part.problem(line, "[[management.tokens]] without token, sha256 or certificate".to_owned());
+    }
+    if let Some(clear) = clear {
+        if clear.expose().len() >= SHORTEST_TOKEN {
+            return Some(TokenProof::Clear(clear));
+        }
+        let line = part.given("token");
+        part.problem(line, format!("token is too short: at least {SHORTEST_TOKEN} characters"));
+    }
+    if let Some(hash) = hash {
+        let bytes = from_hex(&hash);
+        if bytes.is_none() {
+            let line = part.given("sha256");
+            part.problem(line, "sha256 must be 64 hexadecimal digits".to_owned());
+        }
+        return bytes.map(TokenProof::Sha256);
+    }
+    certificate.map(TokenProof::Certificate)
 }
 
 pub(super) fn discovery(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Discovery {
     let explicit = is_given(root, Section::Discovery);
     let mut part = reader.part(root, Section::Discovery);
     let listen = address(&mut part, "listen_address").unwrap_or_else(nowhere);
-    Discovery { listen, cluster: part.text("cluster").unwrap_or_default(), explicit }
+    let tls = tls::server(&mut part, "discovery");
+    Discovery { listen, cluster: part.text("cluster").unwrap_or_default(), explicit, tls }
 }
 
 pub(super) fn store(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Option<StoreSettings> {
@@ -190,7 +210,7 @@ fn nowhere() -> SocketAddr {
 }
 
 /// `host:port`; not resolved, since the name may appear later.
-fn is_endpoint(text: &str) -> bool {
+pub(super) fn is_endpoint(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
     super::nodes::bad_host(host).is_none()
@@ -231,6 +251,7 @@ impl Config {
         );
         let stream = management.tokens.iter().any(|token| token.access == Access::Dataplane);
         refuse(stream, "role = \"dataplane\" in [[management.tokens]] has no effect in a standalone proxy");
+        problems.extend(self.certificate_problems(true));
         problems
     }
 
@@ -257,6 +278,7 @@ impl Config {
         let same =
             management.enabled && management.listen == discovery.listen && discovery.listen.port() != 0;
         refuse(same, "listen_address in [management] and in [discovery] are the same");
+        problems.extend(self.certificate_problems(false));
         problems
     }
 }

@@ -235,6 +235,18 @@ fn a_standalone_proxy_serves_operators_on_loopback() {
 }
 
 #[test]
+fn a_request_that_no_configuration_needs_is_refused() {
+    let (_proxy, mut operator) = standalone(Config::primary_only(Cluster::shared()));
+    let mut validate = |size: usize| {
+        let request = v1::ValidateConfigRequest { text: "#".repeat(size) };
+        operator.call(async |client| client.validate_config(request).await)
+    };
+    assert_eq!(validate(5 << 20).unwrap_err().code(), Code::OutOfRange);
+    // As large as a file may be: read, and found to have no nodes.
+    assert_eq!(validate(4 << 20).unwrap().problems.len(), 1);
+}
+
+#[test]
 fn a_paused_pool_makes_statements_wait_and_a_resumed_one_serves_them() {
     let (proxy, mut operator) = standalone(Config::primary_only(Cluster::shared()));
     let mut client = proxy.connect("app");

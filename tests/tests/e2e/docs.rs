@@ -127,9 +127,12 @@ impl World {
 
     fn try_block(&self, block: &Block) {
         let Block { at, kind, text } = block;
+        let here = || text.replace("/etc/heliosproxy/", &format!("{}/", self.dir.display()));
         match kind.split_once(' ').unwrap_or((kind, "")) {
-            ("toml", "config") => loads(at, text),
-            ("toml", "control-plane") => loads_in(&program().with_file_name("helios-controlplane"), at, text),
+            ("toml", "config") => loads(at, &here()),
+            ("toml", "control-plane") => {
+                loads_in(&program().with_file_name("helios-controlplane"), at, &here())
+            }
             ("toml", "part") => loads(at, &format!("{}\n{text}", self.config)),
             ("sh", "run") => self.shell(at, &self.command(text), &[]),
             ("sh", "serve") => self.shell(at, SERVE, &[self.command(text).trim(), "serve.log", SERVES]),

@@ -118,7 +118,7 @@ fn exit_codes_say_what_went_wrong() {
         (&["node", "remove", "replica-2"], 2, "needs --yes"),
         (&["config", "rollback", "1"], 2, "needs --yes"),
         (&["config", "diff", "/nonexistent.toml"], 2, "cannot read"),
-        (&["--endpoints", "https://127.0.0.1:1", "status"], 2, "not encrypted"),
+        (&["--endpoints", "https://127.0.0.1:1", "status"], 2, "--ca"),
         (&["node", "get", "nobody"], 3, "known: primary, "),
         (&["node", "drain", "nobody"], 3, "there is no node"),
         (&["pool", "get", "nobody"], 3, "there is no node"),

@@ -35,6 +35,15 @@ fn standalone(cluster: &Cluster, switchover: &str) -> (Proxy, Heliosctl) {
     (proxy, Heliosctl::at(SocketAddr::from(([127, 0, 0, 1], port))))
 }
 
+/// Tells clients to stop when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// What clients of a proxy went through.
 #[derive(Default)]
 struct Load {
@@ -77,8 +86,9 @@ impl Load {
                 let (load, proxy) = (&load, proxies[i % proxies.len()]);
                 scope.spawn(move || load.run(proxy));
             }
+            // Whatever happens, the clients end.
+            let _stop = Stop(&load.stop);
             during(&load);
-            load.stop.store(true, Ordering::Relaxed);
         });
         let errors = load.errors.into_inner().unwrap();
         assert!(errors.is_empty(), "{} errors, the first: {}", errors.len(), errors[0]);
