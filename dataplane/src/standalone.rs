@@ -17,7 +17,7 @@ use helios_controlplane::grpc::auth::Door;
 use helios_controlplane::grpc::management::{About, Service};
 use helios_controlplane::keeper::Refusal;
 use helios_controlplane::store::{Directory, Memory, Store};
-use helios_proto::config::Config;
+use helios_proto::config::{Config, StoreSettings};
 use helios_proto::model::Snapshot;
 use std::io;
 use std::net::SocketAddr;
@@ -58,7 +58,12 @@ impl Standalone {
     /// The store cannot be used, or what it holds is no valid configuration.
     pub fn start(config: &Config, stop: &CancellationToken, tracker: &TaskTracker) -> io::Result<Self> {
         let store: Arc<dyn Store> = match &config.store {
-            Some(store) => Arc::new(Directory::open(&store.directory).map_err(io::Error::other)?),
+            Some(StoreSettings::Embedded(path)) => {
+                Arc::new(Directory::open(path).map_err(io::Error::other)?)
+            }
+            Some(StoreSettings::Etcd(_)) => {
+                return Err(io::Error::other("kind = \"etcd\" in [store] is for helios-controlplane only"));
+            }
             None => Arc::new(Memory::default()),
         };
         let file = (config.text.expose(), true);

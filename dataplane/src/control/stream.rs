@@ -141,6 +141,7 @@ impl Client {
             timeline: held.timeline,
             last_primary: held.last_primary.as_ref().map(NodeName::to_string).unwrap_or_default(),
             system: held.system,
+            config_revision: held.config_revision,
         }
     }
 
