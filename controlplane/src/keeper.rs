@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 
 use crate::coordinator::Events;
 use crate::document::{self, EditError};
-use crate::store::{Document, Latch, Meta, Ops, Record, Store, StoreError};
+use crate::store::{Append, Document, Latch, Meta, Ops, Record, Store, StoreError, Versioned, View};
 
 /// Name of a configuration in problems.
 const FILE: &str = "configuration";
@@ -22,10 +22,29 @@ pub const FILE_ACTOR: &str = "file";
 pub struct Desired {
     /// Text in force; holds secrets.
     pub text: String,
-    /// Its revision.
-    pub revision: u64,
+    /// Its revision, who made it and why.
+    pub meta: Meta,
     /// What it says, with operators' marks.
     pub spec: Spec,
+    /// Version of the marks.
+    pub ops_version: u64,
+}
+
+impl Desired {
+    /// Revision in force.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.meta.revision
+    }
+
+    /// Takes a configuration, and says whether it can be read.
+    fn take(&mut self, document: &Document) -> Result<(), Report> {
+        let config = read(&document.text)?;
+        let ops = std::mem::take(&mut self.spec.ops);
+        self.spec = Spec { ops, revision: document.meta.revision, ..config.spec };
+        (self.text, self.meta) = (document.text.clone(), document.meta.clone());
+        Ok(())
+    }
 }
 
 /// How a change ended.
@@ -39,6 +58,8 @@ pub struct Changed {
     pub changed: bool,
     /// What the operator should know.
     pub warnings: Vec<String>,
+    /// It stands in the audit log.
+    pub audited: bool,
 }
 
 /// Why a change was not made.
@@ -75,6 +96,21 @@ pub enum Refusal {
     Stopping,
 }
 
+/// How the store is, and who shares it.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// memory, embedded or etcd.
+    pub kind: &'static str,
+    /// It answers.
+    pub up: bool,
+    /// This process is the leader.
+    pub leads: bool,
+    /// Name of the leader; `None`: there is none, or only this process.
+    pub leader: Option<String>,
+    /// Control planes that share it; empty: only this one.
+    pub members: Vec<String>,
+}
+
 /// Who asks for a change, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Request<'a> {
@@ -86,7 +122,12 @@ pub struct Request<'a> {
     pub expected: Option<u64>,
     /// Check only.
     pub dry_run: bool,
+    /// For the audit log.
+    pub record: Option<Record>,
 }
+
+/// What others may have changed in between as often as this is tried once more.
+const TRIES: usize = 5;
 
 /// The keeper.
 pub struct Keeper {
@@ -134,7 +175,7 @@ pub(crate) fn read(text: &str) -> Result<config::Config, Report> {
 ///
 /// # Errors
 /// The store cannot be used, or what it holds is no valid configuration.
-pub fn open(store: &dyn Store, file: &str, follow: bool) -> Result<(Desired, Latch), Refusal> {
+pub fn open(store: &dyn Store, file: &str, follow: bool) -> Result<(Desired, Versioned<Latch>), Refusal> {
     let (seed, _) = document::spec_of(file)?;
     let current = store.current()?;
     let last = |document: &Document| last_of_file(store, document);
@@ -143,15 +184,22 @@ pub fn open(store: &dyn Store, file: &str, follow: bool) -> Result<(Desired, Lat
         other => {
             // A start with a wrong file must not leave a wrong store.
             read(&seed)?;
-            let expected = other.map_or(0, |document| document.meta.revision);
-            let meta = store.append(expected, FILE_ACTOR, "read from the file", &seed)?;
+            let change = Append {
+                expected: other.map_or(0, |document| document.meta.revision),
+                actor: FILE_ACTOR.to_owned(),
+                comment: "read from the file".to_owned(),
+                text: seed.clone(),
+                record: None,
+            };
+            let meta = store.append(&change)?;
             tracing::info!(revision = meta.revision, "the configuration comes from the file");
             Document { meta, text: seed }
         }
     };
-    let spec = Spec { ops: store.ops()?, revision: document.meta.revision, ..read(&document.text)?.spec };
-    let desired = Desired { text: document.text, revision: document.meta.revision, spec };
-    Ok((desired, store.latch()?))
+    let ops = store.ops()?;
+    let spec = Spec { ops: ops.value, revision: document.meta.revision, ..read(&document.text)?.spec };
+    let Document { meta, text } = document;
+    Ok((Desired { text, meta, spec, ops_version: ops.version }, store.latch()?))
 }
 
 /// The text that the store was last given from a file.
@@ -175,6 +223,24 @@ impl Keeper {
     #[must_use]
     pub const fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Where it is kept.
+    #[must_use]
+    pub fn store(&self) -> &dyn Store {
+        self.store.as_ref()
+    }
+
+    /// How the store is.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let (kind, leads) = (self.store.kind(), self.store.leads());
+        let Some(view) = self.store.shared() else {
+            return Standing { kind, leads, up: true, ..Standing::default() };
+        };
+        let view = Arc::clone(&view.borrow());
+        let leader = view.leader.as_ref().map(|(name, _)| name.clone());
+        Standing { kind, leads, up: view.up, leader, members: view.members.clone() }
     }
 
     /// Whether changes outlive the process.
@@ -221,7 +287,7 @@ impl Keeper {
     /// See [`Refusal`].
     pub async fn rollback(&self, request: &Request<'_>, to: u64) -> Result<Changed, Refusal> {
         let to = match to {
-            0 => self.desired.lock().await.revision.saturating_sub(1),
+            0 => self.desired.lock().await.revision().saturating_sub(1),
             revision => revision,
         };
         let document = self.revision(to).await?;
@@ -238,83 +304,165 @@ impl Keeper {
         edit: impl FnOnce(&Desired) -> Result<(String, Vec<String>), Refusal>,
     ) -> Result<Changed, Refusal> {
         let mut desired = self.desired.lock().await;
-        if let Some(expected) = request.expected.filter(|expected| *expected != desired.revision) {
-            return Err(Refusal::Conflict { expected, current: desired.revision });
+        let current = desired.revision();
+        if let Some(expected) = request.expected.filter(|expected| *expected != current) {
+            return Err(Refusal::Conflict { expected, current });
         }
         let (text, mut warnings) = edit(&desired)?;
         let config = read(&text)?;
         warnings.extend(config.warnings);
         let changed = text != desired.text;
         if request.dry_run || !changed {
-            let config_revision = desired.revision;
-            return Ok(Changed { config_revision, revision: 0, changed, warnings });
+            return Ok(Changed { config_revision: current, changed, warnings, ..Changed::default() });
         }
-        let (store, expected) = (Arc::clone(&self.store), desired.revision);
-        let (actor, comment, content) = (request.actor.to_owned(), request.comment.to_owned(), text.clone());
-        let meta = match blocking(move || store.append(expected, &actor, &comment, &content)).await {
+        let change = Append {
+            expected: current,
+            actor: request.actor.to_owned(),
+            comment: request.comment.to_owned(),
+            text: text.clone(),
+            record: request.record.clone(),
+        };
+        let store = Arc::clone(&self.store);
+        let meta = match blocking(move || store.append(&change)).await {
             Ok(meta) => meta,
             Err(refusal) => {
                 self.catch_up(&mut desired).await;
                 return Err(refusal);
             }
         };
+        let ops = std::mem::take(&mut desired.spec.ops);
+        desired.spec = Spec { ops, revision: meta.revision, ..config.spec };
+        (desired.text, desired.meta) = (text, meta);
+        warnings.extend(self.forget_marks(&mut desired).await);
+        self.publish(&desired, warnings, request.record.is_some()).await
+    }
+
+    /// Forgets marks of nodes that are gone; what to say if that failed. They may stay in the store: they do nothing.
+    async fn forget_marks(&self, desired: &mut Desired) -> Option<String> {
         let mut ops = desired.spec.ops.clone();
-        ops.retain(|name, _| config.spec.nodes.iter().any(|node| node.name == *name));
-        if ops != desired.spec.ops {
-            let (store, kept) = (Arc::clone(&self.store), ops.clone());
-            // The revision is made: marks of nodes that are gone may stay on disk, they do nothing.
-            if let Err(error) = blocking(move || store.save_ops(&kept)).await {
-                warnings.push(format!("marks of removed nodes could not be forgotten: {error}"));
+        ops.retain(|name, _| desired.spec.nodes.iter().any(|node| node.name == *name));
+        if ops == desired.spec.ops {
+            return None;
+        }
+        let (store, kept, expected) = (Arc::clone(&self.store), ops.clone(), desired.ops_version);
+        match blocking(move || store.save_ops(expected, &kept, None)).await {
+            Ok(version) => {
+                (desired.spec.ops, desired.ops_version) = (ops, version);
+                None
+            }
+            Err(error) => {
+                desired.spec.ops = ops;
+                Some(format!("marks of removed nodes could not be forgotten: {error}"))
             }
         }
-        desired.spec = Spec { ops, revision: meta.revision, ..config.spec };
-        (desired.text, desired.revision) = (text, meta.revision);
-        self.publish(&desired, warnings).await
     }
 
     /// After a failed write: a revision that is in force all the same, as when only the last sync failed, is taken up.
     async fn catch_up(&self, desired: &mut Desired) {
         let store = Arc::clone(&self.store);
         let Ok(Some(document)) = blocking(move || store.current()).await else { return };
-        if document.meta.revision == desired.revision {
-            return;
-        }
-        if let Ok(config) = read(&document.text) {
-            let revision = document.meta.revision;
-            tracing::warn!(revision, "taking up the revision that the store holds");
-            desired.spec = Spec { ops: desired.spec.ops.clone(), revision, ..config.spec };
-            (desired.text, desired.revision) = (document.text, revision);
-            self.events.reload(desired.spec.clone()).await;
+        if document.meta != desired.meta {
+            self.take_up(desired, &document).await;
         }
     }
 
-    /// Changes operators' marks; `change` says whether anything is different.
+    async fn take_up(&self, desired: &mut Desired, document: &Document) {
+        let revision = document.meta.revision;
+        match desired.take(document) {
+            Ok(()) => {
+                tracing::info!(revision, actor = %document.meta.actor, "taking up the revision that the store holds");
+                self.events.reload(desired.spec.clone()).await;
+            }
+            Err(report) => tracing::error!(
+                revision,
+                "the revision that the store holds cannot be read by this version: {report}"
+            ),
+        }
+    }
+
+    /// Takes up what other control planes have written.
+    pub async fn follow(&self, view: &View) {
+        let mut desired = self.desired.lock().await;
+        let newer = view.document.as_ref().filter(|found| found.meta.revision > desired.revision());
+        if view.ops.version > desired.ops_version {
+            let Versioned { value, version } = view.ops.clone();
+            (desired.spec.ops, desired.ops_version) = (value, version);
+            if newer.is_none() {
+                self.events.reload(desired.spec.clone()).await;
+            }
+        }
+        if let Some(document) = newer {
+            self.take_up(&mut desired, document).await;
+        }
+    }
+
+    /// Reads the store again; the revision of the configuration then.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn refresh(&self) -> Result<u64, Refusal> {
+        let mut desired = self.desired.lock().await;
+        let store = Arc::clone(&self.store);
+        let document = blocking(move || store.current()).await?;
+        if let Some(document) = document.filter(|found| found.meta.revision > desired.revision()) {
+            self.take_up(&mut desired, &document).await;
+        }
+        Ok(desired.revision())
+    }
+
+    /// Changes operators' marks; `change` says whether anything is different. It runs again on what somebody else has
+    /// written meanwhile.
     ///
     /// # Errors
     /// See [`Refusal`].
     pub async fn mark(
         &self,
-        change: impl FnOnce(&Spec, &mut Ops) -> Result<(), Refusal>,
+        record: Option<Record>,
+        change: impl Fn(&Spec, &mut Ops) -> Result<(), Refusal>,
     ) -> Result<Changed, Refusal> {
         let mut desired = self.desired.lock().await;
-        let mut ops = desired.spec.ops.clone();
-        change(&desired.spec, &mut ops)?;
-        ops.retain(|_, ops| *ops != helios_proto::model::NodeOps::default());
-        if ops == desired.spec.ops {
-            return Ok(Changed { config_revision: desired.revision, ..Changed::default() });
+        let config_revision = desired.revision();
+        let record = record.map(|record| Record { config_revision, ..record });
+        for _ in 0..TRIES {
+            let mut ops = desired.spec.ops.clone();
+            change(&desired.spec, &mut ops)?;
+            ops.retain(|_, ops| *ops != helios_proto::model::NodeOps::default());
+            if ops == desired.spec.ops {
+                return Ok(Changed { config_revision, ..Changed::default() });
+            }
+            let (store, kept, line) = (Arc::clone(&self.store), ops.clone(), record.clone());
+            let expected = desired.ops_version;
+            match blocking(move || store.save_ops(expected, &kept, line.as_ref())).await {
+                Ok(version) => {
+                    (desired.spec.ops, desired.ops_version) = (ops, version);
+                    return self.publish(&desired, Vec::new(), record.is_some()).await;
+                }
+                Err(Refusal::Store(StoreError::Stale)) => self.reread_marks(&mut desired).await?,
+                Err(refusal) => return Err(refusal),
+            }
         }
-        let (store, kept) = (Arc::clone(&self.store), ops.clone());
-        blocking(move || store.save_ops(&kept)).await?;
-        desired.spec.ops = ops;
-        self.publish(&desired, Vec::new()).await
+        Err(Refusal::Store(StoreError::Stale))
     }
 
-    async fn publish(&self, desired: &Desired, mut warnings: Vec<String>) -> Result<Changed, Refusal> {
+    async fn reread_marks(&self, desired: &mut Desired) -> Result<(), Refusal> {
+        let store = Arc::clone(&self.store);
+        let Versioned { value, version } = blocking(move || store.ops()).await?;
+        (desired.spec.ops, desired.ops_version) = (value, version);
+        self.events.reload(desired.spec.clone()).await;
+        Ok(())
+    }
+
+    async fn publish(
+        &self,
+        desired: &Desired,
+        mut warnings: Vec<String>,
+        audited: bool,
+    ) -> Result<Changed, Refusal> {
         let revision = self.events.reload(desired.spec.clone()).await.ok_or(Refusal::Stopping)?;
         if !self.is_durable() {
             warnings.push("this change ends with the process: there is no [store]".to_owned());
         }
-        Ok(Changed { config_revision: desired.revision, revision, changed: true, warnings })
+        Ok(Changed { config_revision: desired.revision(), revision, changed: true, warnings, audited })
     }
 
     /// A revision; 0: the one in force.
@@ -322,9 +470,12 @@ impl Keeper {
     /// # Errors
     /// There is none, or the store failed.
     pub async fn revision(&self, revision: u64) -> Result<Document, Refusal> {
+        if revision == 0 {
+            let Desired { text, meta, .. } = self.desired().await;
+            return Ok(Document { meta, text });
+        }
         let store = Arc::clone(&self.store);
-        let found =
-            blocking(move || if revision == 0 { store.current() } else { store.read(revision) }).await?;
+        let found = blocking(move || store.read(revision)).await?;
         found.ok_or_else(|| Refusal::NotFound(format!("there is no revision {revision}, or no more")))
     }
 
@@ -354,12 +505,22 @@ impl Keeper {
         blocking(move || store.audited(limit, &actor)).await
     }
 
-    /// Keeps the latched topology; called when it changes.
-    pub async fn latch(&self, latch: Latch) {
+    /// The latched topology.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn latched(&self) -> Result<Versioned<Latch>, Refusal> {
         let store = Arc::clone(&self.store);
-        if let Err(error) = blocking(move || store.save_latch(&latch)).await {
-            tracing::error!(%error, "the topology cannot be latched");
-        }
+        blocking(move || store.latch()).await
+    }
+
+    /// Keeps the latched topology instead of `before`; the new version.
+    ///
+    /// # Errors
+    /// The store failed, or somebody was faster.
+    pub async fn latch(&self, before: Versioned<Latch>, latch: Latch) -> Result<u64, Refusal> {
+        let store = Arc::clone(&self.store);
+        blocking(move || store.save_latch(&before, &latch)).await
     }
 }
 

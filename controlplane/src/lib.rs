@@ -16,6 +16,7 @@ pub mod core;
 mod document;
 pub mod feed;
 pub mod fleet;
+mod gate;
 pub mod grpc;
 mod health;
 mod http;

@@ -58,9 +58,7 @@ impl Standalone {
     /// The store cannot be used, or what it holds is no valid configuration.
     pub fn start(config: &Config, stop: &CancellationToken, tracker: &TaskTracker) -> io::Result<Self> {
         let store: Arc<dyn Store> = match &config.store {
-            Some(StoreSettings::Embedded(path)) => {
-                Arc::new(Directory::open(path).map_err(io::Error::other)?)
-            }
+            Some(StoreSettings::Embedded(path)) => Arc::new(Directory::open(path).map_err(io::Error::other)?),
             Some(StoreSettings::Etcd(_)) => {
                 return Err(io::Error::other("kind = \"etcd\" in [store] is for helios-controlplane only"));
             }

@@ -47,33 +47,37 @@ impl Change {
         expected: Option<u64>,
         dry_run: bool,
     ) -> keeper::Request<'a> {
-        keeper::Request { actor: &self.caller.name, comment, expected, dry_run }
+        let record = Some(self.record("ok".to_owned()));
+        keeper::Request { actor: &self.caller.name, comment, expected, dry_run, record }
+    }
+
+    /// As the audit log has it.
+    fn record(&self, outcome: String) -> Record {
+        let Caller { name: actor, access, from } = self.caller.clone();
+        let (role, verb, detail) = (access.to_string(), self.verb.to_owned(), self.detail.clone());
+        Record { at_unix_ms: unix_ms(), actor, role, from, verb, detail, outcome, config_revision: 0 }
     }
 }
 
 impl Service {
-    /// Writes a change down, and waits for the data planes.
+    /// Tells of a change, and waits for the data planes.
     pub(super) async fn finish(
         &self,
         change: Change,
         result: Result<Changed, Refusal>,
     ) -> Reply<v1::ChangeReply> {
-        let Change { caller, verb, detail, wait } = change;
-        let (outcome, config_revision) = match &result {
-            Ok(changed) => ("ok".to_owned(), changed.config_revision),
-            Err(refusal) => (refusal.to_string(), 0),
-        };
-        let Caller { name: actor, access, from } = caller;
+        let outcome = result.as_ref().map_or_else(Refusal::to_string, |_| "ok".to_owned());
+        let Change { caller: Caller { name: actor, from, .. }, verb, detail, wait } = &change;
         tracing::info!(%actor, %from, verb, %detail, %outcome, "change");
         let dry = result.as_ref().is_ok_and(|changed| changed.revision == 0);
         if !dry {
             if result.is_ok() {
                 self.feed.tell(Kind::Change, "", &format!("{verb} {detail} (by {actor})"));
             }
-            let (role, verb) = (access.to_string(), verb.to_owned());
-            let at_unix_ms = unix_ms();
-            let record = Record { at_unix_ms, actor, role, from, verb, detail, outcome, config_revision };
-            self.keeper.audit(record).await;
+            // What was made stands there already, written with the change.
+            if !result.as_ref().is_ok_and(|changed| changed.audited) {
+                self.keeper.audit(change.record(outcome)).await;
+            }
         }
         let changed = result.map_err(|refusal| show::status(&refusal))?;
         let revision = if dry { self.snapshot().revision } else { changed.revision };
@@ -94,19 +98,20 @@ impl Service {
     /// Changes the marks of one node, or of all if `node` is empty.
     async fn mark(
         &self,
+        change: &Change,
         node: &str,
-        change: impl Fn(&mut NodeOps, bool) -> Result<(), Refusal>,
+        set: impl Fn(&mut NodeOps, bool) -> Result<(), Refusal>,
     ) -> Result<Changed, Refusal> {
         let primary = self.snapshot().primary().map(|state| state.node.name.clone());
         self.keeper
-            .mark(|spec, ops| {
+            .mark(Some(change.record("ok".to_owned())), |spec, ops| {
                 let meant = || spec.nodes.iter().filter(|n| node.is_empty() || n.name.as_str() == node);
                 if meant().next().is_none() {
                     return Err(Refusal::NotFound(format!("there is no node {node:?}")));
                 }
                 for node in meant() {
                     let marks = ops.entry(node.name.clone()).or_default();
-                    change(marks, primary.as_ref() == Some(&node.name))?;
+                    set(marks, primary.as_ref() == Some(&node.name))?;
                 }
                 Ok(())
             })
@@ -166,7 +171,11 @@ impl Service {
     }
 
     /// Marks pools.
-    pub(super) async fn operate(&self, sent: &v1::PoolOpRequest) -> Result<Changed, Refusal> {
+    pub(super) async fn operate(
+        &self,
+        change: &Change,
+        sent: &v1::PoolOpRequest,
+    ) -> Result<Changed, Refusal> {
         let op = Op::try_from(sent.op).unwrap_or(Op::Unspecified);
         if op == Op::Unspecified {
             return Err(Refusal::Wrong("op is missing or unknown".to_owned()));
@@ -177,7 +186,7 @@ impl Service {
         if sent.size.is_some_and(|size| !(1..=10_000).contains(&size)) {
             return Err(Refusal::Wrong("size must be 1 to 10000".to_owned()));
         }
-        self.mark(&sent.node, |marks, _| {
+        self.mark(change, &sent.node, |marks, _| {
             match op {
                 Op::Pause => marks.paused = true,
                 Op::Resume => marks.paused = false,
@@ -191,14 +200,14 @@ impl Service {
     }
 
     /// Drains, undrains or weighs a node.
-    pub(super) async fn set(&self, sent: &v1::SetNodeRequest) -> Result<Changed, Refusal> {
+    pub(super) async fn set(&self, change: &Change, sent: &v1::SetNodeRequest) -> Result<Changed, Refusal> {
         if sent.name.is_empty() {
             return Err(Refusal::Wrong("name is missing".to_owned()));
         }
         if sent.weight.is_some_and(|weight| weight > 10_000) {
             return Err(Refusal::Wrong("weight must be 0 to 10000".to_owned()));
         }
-        self.mark(&sent.name, |marks, primary| {
+        self.mark(change, &sent.name, |marks, primary| {
             if sent.drained == Some(true) && primary {
                 return Err(Refusal::NotNow("it is the primary: writes have nowhere else to go".to_owned()));
             }

@@ -32,7 +32,9 @@ mod substitute;
 mod tests;
 mod users;
 
-pub use plane::{Access, ControlPlane, Discovery, EtcdSettings, Management, StoreSettings, Token, TokenProof};
+pub use plane::{
+    Access, ControlPlane, Discovery, EtcdSettings, Management, StoreSettings, Token, TokenProof,
+};
 pub use problem::{Problem, Report};
 #[cfg(feature = "grpc")]
 pub(crate) use {nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, users::is_scram_verifier};

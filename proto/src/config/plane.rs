@@ -192,8 +192,7 @@ pub(super) fn store(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Option<Store
         "etcd" => Some(true),
         _ => None,
     })?;
-    let others: &[&str] =
-        if shared { &["directory"] } else { &["endpoints", "prefix", "user", "password"] };
+    let others: &[&str] = if shared { &["directory"] } else { &["endpoints", "prefix", "user", "password"] };
     let kind = if shared { "embedded" } else { "etcd" };
     for name in others {
         if let Some(line) = part.given(name) {
@@ -220,10 +219,15 @@ fn etcd(part: &mut Part<'_, '_>) -> Option<EtcdSettings> {
     }
     for endpoint in &endpoints {
         if endpoint.starts_with("https://") {
-            let text = format!("endpoint {endpoint:?}: https is not supported by this version; use http in a trusted network");
+            let text = format!(
+                "endpoint {endpoint:?}: https is not supported by this version; use http in a trusted network"
+            );
             part.problem(line, text);
         } else if !endpoint.strip_prefix("http://").is_some_and(is_endpoint) {
-            part.problem(line, format!("endpoint {endpoint:?} is not an address such as \"http://etcd-1:2379\""));
+            part.problem(
+                line,
+                format!("endpoint {endpoint:?} is not an address such as \"http://etcd-1:2379\""),
+            );
         }
     }
     let prefix = part.text("prefix").unwrap_or_default();

@@ -644,9 +644,11 @@ fn the_examples_commented_keys_are_real_keys() {
         })
         .filter(|line| !line.starts_with("scram_verifier") && !line.starts_with("sha256"))
         // What goes with the other kind of store.
-        .filter(|line| !["endpoints = [\"http", "prefix", "user = \"helios_store", "password = \"${HELIOS_STORE"]
-            .iter()
-            .any(|start| line.starts_with(start)))
+        .filter(|line| {
+            !["endpoints = [\"http", "prefix", "user = \"helios_store", "password = \"${HELIOS_STORE"]
+                .iter()
+                .any(|start| line.starts_with(start))
+        })
         .collect();
     let text = lines.join("\n").replace("= \"off\"", "= \"time\"");
     let config = parse(&text, "example", &|_| Some("secret of 16 letters".to_owned()))
