@@ -45,7 +45,7 @@ pub fn arbiter(stop: &CancellationToken, tracker: &TaskTracker) -> StartArbiter 
     let (stop, tracker) = (stop.clone(), tracker.clone());
     Box::new(move |from| {
         let own = stop.child_token();
-        let Handle { snapshots, events } = helios_controlplane::go_on(from, own.clone(), &tracker);
+        let Handle { snapshots, events, .. } = helios_controlplane::go_on(from, own.clone(), &tracker);
         let tell = Box::new(move |node, seen| events.evidence(node, seen));
         Arbiter { snapshots, tell, stop: own.drop_guard() }
     })
