@@ -31,6 +31,8 @@ use keys::{Keys, Seen, document, document_to_json, json, version};
 const BETWEEN: Duration = Duration::from_millis(500);
 /// Longest wait for the answer to a call.
 const CALL: Duration = Duration::from_secs(2);
+/// Rounds without an answer between two lines in the log.
+const QUIET: u64 = 30;
 /// Keys read at once.
 const PAGE: usize = 500;
 /// etcd takes 1.5 MiB in one request; a revision is in it twice.
@@ -70,7 +72,7 @@ impl Shared {
 
     fn lost(&self, why: &str) {
         let was = self.view.borrow().up;
-        if self.rounds.fetch_add(1, Ordering::Relaxed) % 30 == 0 || was {
+        if self.rounds.fetch_add(1, Ordering::Relaxed).is_multiple_of(QUIET) || was {
             tracing::warn!(reason = %why, "the store cannot be reached: nothing can be changed; trying again");
         }
         if was {
@@ -178,6 +180,9 @@ fn unchanged(key: String, version: u64) -> Compare {
 }
 
 impl Etcd {
+    /// This build has it.
+    pub const BUILT: bool = true;
+
     /// Starts to look for etcd; whether it has been found shows in the view. `name` is how others see this process.
     ///
     /// # Errors

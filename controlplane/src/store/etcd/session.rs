@@ -92,7 +92,7 @@ async fn begin(shared: &Shared, endpoint: &str, settings: &EtcdSettings) -> Resu
         Some((user, password)) => options.with_user(user, password.expose()),
         None => options,
     };
-    let mut client = bounded("the login", Client::connect([endpoint], Some(options))).await?;
+    let mut client = bounded("the login", Box::pin(Client::connect([endpoint], Some(options)))).await?;
     let keys = &shared.keys;
     let loaded =
         bounded("the first read", client.get(keys.live(), Some(GetOptions::new().with_prefix()))).await?;
