@@ -312,6 +312,11 @@ mod tests {
         let raised = until(&mut handle, |s| s.revision > revision).await;
         assert_eq!((raised.epoch, raised.primary), (epoch, Some(1)), "goes on where an earlier life was");
 
+        // The same number of another control plane is not the same snapshot.
+        let revision = handle.snapshots.borrow().revision;
+        handle.events.held(Held { revision, key, ..Held::default() }).await;
+        assert!(handle.snapshots.borrow().revision > revision);
+
         stop.cancel();
         tracker.close();
         timeout(Duration::from_secs(5), tracker.wait()).await.expect("every task ends");

@@ -84,3 +84,41 @@ impl Gate {
         self.leading.send_replace(false);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Event;
+    use helios_proto::config;
+
+    const TEXT: &str =
+        "[[nodes]]\nhost = \"a\"\nrole = \"primary\"\n[[nodes]]\nhost = \"b\"\nrole = \"standby\"\n";
+
+    #[test]
+    fn a_change_is_shown_once_it_is_latched_and_what_others_latch_overrules() {
+        let spec = config::parse(TEXT, "test", &|_| None).unwrap().spec;
+        let (mut cluster, now) = (Cluster::new(spec, &Latch::default()), Instant::now());
+        let (mut gate, leading, wanted) = Gate::new(Some(Latch::default()));
+        assert_eq!(gate.pass(&cluster, now), Pass::Shut);
+        assert!(!*leading.borrow() && gate.due().is_none(), "nobody was told anything yet");
+        let ours = wanted.borrow().clone();
+        assert_eq!((ours.epoch, ours.primary.as_deref()), (1, Some("primary")));
+        gate.latched(ours.clone());
+        assert_eq!([gate.pass(&cluster, now), gate.pass(&cluster, now)], [Pass::Opened, Pass::Open]);
+        assert!(*leading.borrow());
+
+        // Another control plane was faster.
+        let theirs = Latch { epoch: 2, primary: Some("standby".to_owned()), ..ours.clone() };
+        gate.latched(theirs.clone());
+        let _ = cluster.apply(Event::Latched(theirs.clone()), now);
+        assert_eq!((gate.pass(&cluster, now), cluster.latch()), (Pass::Open, theirs.clone()));
+
+        // A store that went back: nothing is told until it is where this control plane is.
+        gate.latched(ours.clone());
+        let _ = cluster.apply(Event::Latched(ours), now);
+        assert_eq!((gate.pass(&cluster, now), cluster.latch()), (Pass::Shut, theirs.clone()));
+        assert_eq!((gate.due(), wanted.borrow().clone()), (Some(now + PATIENCE), theirs));
+        gate.give_up();
+        assert!(!*leading.borrow() && gate.due().is_none() && !gate.is_open());
+    }
+}

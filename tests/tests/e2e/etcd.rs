@@ -17,7 +17,12 @@ const WRITE: &str = "update counter set n = n + 1 where id = 1";
 
 /// A control plane over etcd, not yet waited for.
 fn plane(config: &Config, etcd: &Etcd, discovery: u16) -> ControlPlane {
-    let store = format!("kind = \"etcd\"\nendpoints = {}", etcd.endpoints());
+    plane_of(config, &etcd.endpoints(), discovery)
+}
+
+/// One that knows these members of etcd only.
+fn plane_of(config: &Config, endpoints: &str, discovery: u16) -> ControlPlane {
+    let store = format!("kind = \"etcd\"\nendpoints = {endpoints}");
     ControlPlane::start(&(config.text() + &sections_with(&store, discovery)))
 }
 
@@ -321,6 +326,39 @@ fn a_control_plane_that_was_frozen_writes_nothing_late_and_catches_up_over_a_com
     eventually(LONG, "its data plane as well", || proxy.get("/pool/stats").body.contains("\"max\":59"));
     assert_eq!(load.end(), 0, "no client noticed");
     assert!(proxy.logged("from the control plane is refused").is_empty());
+}
+
+#[test]
+fn a_control_plane_that_knows_less_and_cannot_ask_takes_no_data_plane() {
+    let (cluster, etcd, ports) = (Cluster::shared(), Etcd::start(3), [free_port(), free_port()]);
+    let config = Config::new(cluster);
+    let of = |members: &[usize]| {
+        let urls: Vec<String> = members.iter().map(|i| format!("\"{}\"", etcd.urls()[*i])).collect();
+        format!("[{}]", urls.join(", "))
+    };
+    let mut first = plane_of(&config, &of(&[0, 1]), ports[0]).ready();
+    let second = plane_of(&config, &of(&[2]), ports[1]).ready();
+    etcd.signal("STOP", 2);
+    eventually(LONG, "the second is cut off", || second.health("store_up") == false);
+    let (revision, text) = with_pool(&first, 11);
+    apply(&mut first.operator("admin"), text, revision).unwrap();
+    // It may start with the second, which is as good for who knows nothing; then it has to move once.
+    second.signal("STOP");
+    let moving = dataplane("dp-1", &ports);
+    eventually(LONG, "it is on the first", || first.health("dataplanes") == 1);
+    second.signal("CONT");
+    let load = Load::start(&moving);
+    assert!(moving.get("/pool/stats").body.contains("\"max\":11"));
+    first.kill();
+    eventually(LONG, "it is refused", || !moving.logged("is older than").is_empty());
+    assert!(moving.get("/pool/stats").body.contains("\"max\":11"), "nothing goes back");
+    load.goes_on();
+    etcd.signal("CONT", 2);
+    eventually(LONG, "the second has caught up", || text_of(&second).0 == 2);
+    eventually(LONG, "and is taken", || second.health("dataplanes") == 1);
+    eventually(LONG, "with what is in force", || moving.get("/pool/stats").body.contains("\"max\":11"));
+    assert_eq!(load.end(), 0, "no client noticed");
+    assert!(moving.logged("from the control plane is refused").is_empty());
 }
 
 /// Where a write lands, in a session of its own.
