@@ -4,13 +4,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use helios_proto::config::{self, Problem, Report};
+use helios_proto::config::{self, Report};
 use helios_proto::model::Spec;
 use tokio::sync::Mutex;
 
+mod follow;
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+pub use refusal::Refusal;
+
 use crate::coordinator::Events;
 use crate::document::{self, EditError};
-use crate::store::{Append, Document, Latch, Meta, Ops, Record, Store, StoreError, Versioned, View};
+use crate::store::{Append, Document, Latch, Meta, Ops, Record, Store, StoreError, Versioned};
 
 /// Name of a configuration in problems.
 const FILE: &str = "configuration";
@@ -62,40 +69,6 @@ pub struct Changed {
     pub audited: bool,
 }
 
-/// Why a change was not made.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// The configuration is wrong.
-    #[error("{}", lines(.0))]
-    Invalid(Vec<Problem>),
-    /// The request is wrong.
-    #[error("{0}")]
-    Wrong(String),
-    /// There is no such thing.
-    #[error("{0}")]
-    NotFound(String),
-    /// There is such a thing already.
-    #[error("{0}")]
-    Exists(String),
-    /// It cannot be done as things are.
-    #[error("{0}")]
-    NotNow(String),
-    /// Another revision is in force than the one expected.
-    #[error("the configuration is at revision {current}, not at {expected}; look at it and try again")]
-    Conflict {
-        /// Where it should have been.
-        expected: u64,
-        /// Where it is.
-        current: u64,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(StoreError),
-    /// The core has stopped.
-    #[error("the control plane is stopping")]
-    Stopping,
-}
-
 /// How the store is, and who shares it.
 #[derive(Debug, Clone, Default)]
 pub struct Standing {
@@ -134,35 +107,6 @@ pub struct Keeper {
     store: Arc<dyn Store>,
     desired: Mutex<Desired>,
     events: Events,
-}
-
-fn lines(problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems
-        .iter()
-        .map(|Problem { line, text, .. }| line.map_or(text.clone(), |line| format!("line {line}: {text}")))
-        .collect();
-    lines.join("\n")
-}
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Conflict { expected, current } => Self::Conflict { expected, current },
-            other => Self::Store(other),
-        }
-    }
-}
-
-impl From<EditError> for Refusal {
-    fn from(error: EditError) -> Self {
-        Self::Wrong(error.to_string())
-    }
-}
-
-impl From<Report> for Refusal {
-    fn from(report: Report) -> Self {
-        Self::Invalid(report.problems().to_vec())
-    }
 }
 
 /// What a text says.
@@ -357,59 +301,6 @@ impl Keeper {
         }
     }
 
-    /// After a failed write: a revision that is in force all the same, as when only the last sync failed, is taken up.
-    async fn catch_up(&self, desired: &mut Desired) {
-        let store = Arc::clone(&self.store);
-        let Ok(Some(document)) = blocking(move || store.current()).await else { return };
-        if document.meta != desired.meta {
-            self.take_up(desired, &document).await;
-        }
-    }
-
-    async fn take_up(&self, desired: &mut Desired, document: &Document) {
-        let revision = document.meta.revision;
-        match desired.take(document) {
-            Ok(()) => {
-                tracing::info!(revision, actor = %document.meta.actor, "taking up the revision that the store holds");
-                self.events.reload(desired.spec.clone()).await;
-            }
-            Err(report) => tracing::error!(
-                revision,
-                "the revision that the store holds cannot be read by this version: {report}"
-            ),
-        }
-    }
-
-    /// Takes up what other control planes have written.
-    pub async fn follow(&self, view: &View) {
-        let mut desired = self.desired.lock().await;
-        let newer = view.document.as_ref().filter(|found| found.meta.revision > desired.revision());
-        if view.ops.version > desired.ops_version {
-            let Versioned { value, version } = view.ops.clone();
-            (desired.spec.ops, desired.ops_version) = (value, version);
-            if newer.is_none() {
-                self.events.reload(desired.spec.clone()).await;
-            }
-        }
-        if let Some(document) = newer {
-            self.take_up(&mut desired, document).await;
-        }
-    }
-
-    /// Reads the store again; the revision of the configuration then.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn refresh(&self) -> Result<u64, Refusal> {
-        let mut desired = self.desired.lock().await;
-        let store = Arc::clone(&self.store);
-        let document = blocking(move || store.current()).await?;
-        if let Some(document) = document.filter(|found| found.meta.revision > desired.revision()) {
-            self.take_up(&mut desired, &document).await;
-        }
-        Ok(desired.revision())
-    }
-
     /// Changes operators' marks; `change` says whether anything is different. It runs again on what somebody else has
     /// written meanwhile.
     ///
@@ -442,14 +333,6 @@ impl Keeper {
             }
         }
         Err(Refusal::Store(StoreError::Stale))
-    }
-
-    async fn reread_marks(&self, desired: &mut Desired) -> Result<(), Refusal> {
-        let store = Arc::clone(&self.store);
-        let Versioned { value, version } = blocking(move || store.ops()).await?;
-        (desired.spec.ops, desired.ops_version) = (value, version);
-        self.events.reload(desired.spec.clone()).await;
-        Ok(())
     }
 
     async fn publish(
@@ -556,6 +439,3 @@ async fn blocking<T: Send + 'static>(
 
 /// Longest wait for acknowledgements that a request may ask for.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(300);
-
-#[cfg(test)]
-mod tests;
