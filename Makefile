@@ -6,7 +6,7 @@ PROXY := -p heliosdb-proxy
 
 .PHONY: setup demo test check lint features bench bench-failover clean
 
-# Installs what is missing (PostgreSQL, PgBouncer, psycopg2).
+# Installs what is missing (PostgreSQL, PgBouncer, psycopg2, etcd, protoc).
 setup:
 	tools/setup
 

@@ -31,6 +31,8 @@ pub(crate) enum Event {
     Hold(Option<Hold>),
     /// A data plane holds this: an earlier life of this control plane was further, or the data plane went on alone.
     Held(Held),
+    /// The store, which other control planes write as well, holds this.
+    Latched(Latch),
 }
 
 /// What a data plane holds of the topology.
@@ -179,6 +181,10 @@ impl Cluster {
                 self.learn(&held);
                 (Change::State, None)
             }
+            Event::Latched(latch) => {
+                self.obey(&latch);
+                (Change::Nothing, None)
+            }
         };
         self.settle(now);
         if let Some(index) = probed {
@@ -210,6 +216,24 @@ impl Cluster {
         {
             self.last_primary = Some(name.clone());
         }
+    }
+
+    /// What must not be forgotten.
+    pub fn latch(&self) -> Latch {
+        let TopologyKey { incarnation, timeline, epoch } = self.key;
+        let primary = self.last_primary.as_ref().map(NodeName::to_string);
+        Latch { snapshot: 0, epoch, timeline, incarnation, system: self.system, primary }
+    }
+
+    /// Takes over what is latched, unless this control plane is further: that has to be latched first. As far as it is
+    /// believed, so far everybody is; who takes writes now is for probes to say.
+    fn obey(&mut self, latch: &Latch) {
+        if latch.key() < self.key {
+            return;
+        }
+        self.key = latch.key();
+        self.system = latch.system;
+        self.last_primary = latch.primary.as_deref().map(NodeName::new);
     }
 
     fn outline(&self) -> (Option<usize>, TopologyKey, Vec<Outline>) {

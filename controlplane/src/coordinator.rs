@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Change, Cluster, Event, Held};
+use crate::gate::{Gate, Pass};
 use crate::health::Task;
 use crate::publish::Publisher;
+use crate::store::Latch;
 
 /// Events that may wait; evidence beyond that is dropped, probes wait.
 const QUEUE: usize = 1024;
@@ -27,6 +29,10 @@ pub struct Handle {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Where to say what changed and what was seen.
     pub events: Events,
+    /// Whether data planes may be told; see [`Gate`].
+    pub leading: watch::Receiver<bool>,
+    /// What should be latched; moves only where there is a gate.
+    pub(crate) wanted: watch::Receiver<Latch>,
 }
 
 /// Tells the core what changed and what was seen. Never blocks.
@@ -44,12 +50,15 @@ enum Order {
     Hold(Option<Hold>, oneshot::Sender<u64>),
     /// A data plane holds this; answered once it is taken into account.
     Held(Held, oneshot::Sender<()>),
+    /// The store holds this latch.
+    Latched(Latch, oneshot::Sender<()>),
 }
 
 /// The loop's own state.
 struct Coordinator {
     cluster: Cluster,
     publisher: Publisher,
+    gate: Gate,
     tasks: Vec<Task>,
     /// The health settings that the tasks were started with.
     health: HealthSettings,
@@ -61,16 +70,25 @@ struct Coordinator {
 
 /// Starts the core; its first snapshot is the one after `reached`. Call inside a tokio runtime. All its tasks run on
 /// `tracker` and end soon after `stop`.
-pub fn start(cluster: Cluster, reached: u64, stop: CancellationToken, tracker: &TaskTracker) -> Handle {
+/// `gate`: what the store that others share has latched; nothing else is told to data planes.
+pub(crate) fn start(
+    cluster: Cluster,
+    reached: u64,
+    gate: Option<Latch>,
+    stop: CancellationToken,
+    tracker: &TaskTracker,
+) -> Handle {
     let (queue, events) = mpsc::channel(QUEUE);
     let (orders, ordered) = mpsc::channel(ORDERS);
     let health = cluster.spec().health.clone();
     let (publisher, snapshots) = Publisher::new(&cluster, reached, Instant::now());
+    let (gate, leading, wanted) = Gate::new(gate);
     let (rounds, _) = watch::channel(0);
     let tracker_of_tasks = tracker.clone();
     let mut coordinator = Coordinator {
         cluster,
         publisher,
+        gate,
         tasks: Vec::new(),
         health,
         rounds,
@@ -79,14 +97,15 @@ pub fn start(cluster: Cluster, reached: u64, stop: CancellationToken, tracker: &
         tracker: tracker_of_tasks,
     };
     coordinator.start_tasks();
+    coordinator.gate.pass(&coordinator.cluster, Instant::now());
     tracker.spawn(coordinator.run(events, ordered));
-    Handle { snapshots, events: Events { queue, orders } }
+    Handle { snapshots, events: Events { queue, orders }, leading, wanted }
 }
 
 /// Goes on from a snapshot without the control plane that made it: the same loop, without a store and without orders.
 #[must_use]
 pub fn go_on(from: &Snapshot, stop: CancellationToken, tracker: &TaskTracker) -> Handle {
-    start(Cluster::resume(from), from.revision, stop, tracker)
+    start(Cluster::resume(from), from.revision, None, stop, tracker)
 }
 
 impl Events {
@@ -114,6 +133,15 @@ impl Events {
         }
     }
 
+    /// Says what the store has latched; once taken into account, what should be latched follows from it.
+    pub(crate) async fn latched(&self, latch: Latch) {
+        let (answer, done) = oneshot::channel();
+        // An error says that the core has stopped.
+        if self.orders.send(Order::Latched(latch, answer)).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
     /// Passes on what a data plane saw. Dropped when the core cannot keep up: there will be more.
     pub fn evidence(&self, node: NodeName, evidence: Evidence) {
         drop(self.queue.try_send(Event::Evidence { node, evidence }));
@@ -124,7 +152,7 @@ impl Coordinator {
     async fn run(mut self, mut events: mpsc::Receiver<Event>, mut orders: mpsc::Receiver<Order>) {
         let mut next_round = Instant::now() + self.pause();
         loop {
-            let due = self.publisher.due();
+            let (due, late) = (self.publisher.due().filter(|_| self.gate.is_open()), self.gate.due());
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
@@ -139,6 +167,7 @@ impl Coordinator {
                 () = sleep_until(due.unwrap_or(next_round).into()), if due.is_some() => {
                     self.publisher.publish(&self.cluster, Instant::now());
                 }
+                () = sleep_until(late.unwrap_or(next_round).into()), if late.is_some() => self.gate.give_up(),
                 // Cannot end: the loop holds a sender for new tasks.
                 Some(event) = events.recv() => self.handle(event),
             }
@@ -151,7 +180,8 @@ impl Coordinator {
                 self.handle(Event::Reload(spec));
                 self.start_tasks();
                 // Nobody may wait for the answer any more.
-                let _ = answer.send(self.publisher.revision());
+                let open = self.gate.is_open();
+                let _ = answer.send(if open { self.publisher.revision() } else { self.publisher.next() });
             }
             Order::Hold(hold, answer) => {
                 self.handle(Event::Hold(hold));
@@ -159,13 +189,17 @@ impl Coordinator {
             }
             Order::Held(held, answer) => {
                 let revision = held.revision;
-                if revision > self.publisher.revision() || held.key > self.cluster.key() {
-                    let now = Instant::now();
-                    let _ = self.cluster.apply(Event::Held(held), now);
-                    let reached = revision.max(self.publisher.revision());
-                    self.publisher.publish_after(reached, &self.cluster, now);
-                    self.hunt();
+                // The same number may be another control plane's.
+                let strange = revision > 0 && revision >= self.publisher.revision();
+                if strange || held.key > self.cluster.key() {
+                    self.publisher.reach(revision);
+                    self.handle(Event::Held(held));
                 }
+                let _ = answer.send(());
+            }
+            Order::Latched(latch, answer) => {
+                self.gate.latched(latch.clone());
+                self.handle(Event::Latched(latch));
                 let _ = answer.send(());
             }
         }
@@ -174,7 +208,11 @@ impl Coordinator {
     fn handle(&mut self, event: Event) {
         let now = Instant::now();
         let change: Change = self.cluster.apply(event, now);
-        self.publisher.note(change, &self.cluster, now);
+        match self.gate.pass(&self.cluster, now) {
+            Pass::Open => self.publisher.note(change, &self.cluster, now),
+            Pass::Opened => self.publisher.note(Change::State, &self.cluster, now),
+            Pass::Shut => {}
+        }
         self.hunt();
     }
 
@@ -223,7 +261,6 @@ impl Coordinator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Latch;
     use helios_proto::config;
     use helios_proto::model::{Health, TopologyKey};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -264,7 +301,7 @@ mod tests {
         let (port, server_task) = server().await;
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let cluster = Cluster::new(spec(&[(port, "primary")]), &Latch::default());
-        let mut handle = start(cluster, 0, stop.clone(), &tracker);
+        let mut handle = start(cluster, 0, None, stop.clone(), &tracker);
         assert_eq!(handle.snapshots.borrow().revision, 1);
         let up = until(&mut handle, |s| s.nodes[0].health == Health::Up).await;
         assert!(up.revision > 1 && up.primary == Some(0) && up.nodes[0].latency.is_some());
@@ -288,6 +325,11 @@ mod tests {
         handle.events.held(Held { revision, key, ..Held::default() }).await;
         let raised = until(&mut handle, |s| s.revision > revision).await;
         assert_eq!((raised.epoch, raised.primary), (epoch, Some(1)), "goes on where an earlier life was");
+
+        // The same number of another control plane is not the same snapshot.
+        let revision = handle.snapshots.borrow().revision;
+        handle.events.held(Held { revision, key, ..Held::default() }).await;
+        assert!(handle.snapshots.borrow().revision > revision);
 
         stop.cancel();
         tracker.close();

@@ -2,6 +2,7 @@
 //! together. The same in `helios-controlplane` and inside a standalone proxy.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use helios_proto::model::{NodeName, Snapshot};
 use tokio::sync::watch;
@@ -9,12 +10,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cluster::Cluster;
-use crate::coordinator;
+use crate::coordinator::{self, Handle};
 use crate::feed::Feed;
 use crate::fleet::Fleet;
 use crate::keeper::{self, Keeper, Refusal};
-use crate::store::{Latch, Store};
+use crate::store::{Latch, Store, Versioned, View};
 
+/// Pause before a latch that could not be written is tried again.
+const RETRY: Duration = Duration::from_millis(200);
 /// Snapshot revisions that are latched ahead, so that the next life starts beyond all that this one publishes.
 const AHEAD: u64 = 1_000;
 
@@ -29,6 +32,8 @@ pub struct Core {
     pub feed: Arc<Feed>,
     /// What is. Closed once the core has stopped.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Whether data planes may be told; false while a change of primary cannot be latched.
+    pub leading: watch::Receiver<bool>,
 }
 
 impl Core {
@@ -44,46 +49,136 @@ impl Core {
         tracker: &TaskTracker,
     ) -> Result<Self, Refusal> {
         let (desired, latch) = keeper::open(store.as_ref(), file, follow)?;
-        let cluster = Cluster::new(desired.spec.clone(), &latch);
-        let handle = coordinator::start(cluster, latch.snapshot, stop.clone(), tracker);
-        let keeper = Arc::new(Keeper::new(store, desired, handle.events));
-        let (feed, snapshots) = (Feed::new(), handle.snapshots);
+        let cluster = Cluster::new(desired.spec.clone(), &latch.value);
+        let shared = store.shared();
+        let gate = shared.is_some().then(|| latch.value.clone());
+        let reached = latch.value.snapshot;
+        let handle = coordinator::start(cluster, reached, gate, stop.clone(), tracker);
+        let Handle { snapshots, events, leading, wanted } = handle;
+        let keeper = Arc::new(Keeper::new(store, desired, events));
+        let feed = Feed::new();
         tracker.spawn(Arc::clone(&feed).follow(snapshots.clone(), stop.clone()));
-        if keeper.is_durable() {
-            tracker.spawn(keep_latch(Arc::clone(&keeper), latch, snapshots.clone(), stop.clone()));
+        let latching =
+            Latching { keeper: Arc::clone(&keeper), latch, snapshots: snapshots.clone(), warned: false };
+        match shared {
+            Some(view) => {
+                let keeper = Arc::clone(&keeper);
+                tracker.spawn(until(stop.clone(), follow_store(keeper, view.clone())));
+                tracker.spawn(until(stop.clone(), latching.share(wanted, view)));
+            }
+            None if keeper.is_durable() => {
+                tracker.spawn(until(stop.clone(), latching.keep()));
+            }
+            None => {}
         }
-        Ok(Self { keeper, fleet: Fleet::new(Arc::clone(&feed)), feed, snapshots })
+        Ok(Self { keeper, fleet: Fleet::new(Arc::clone(&feed)), feed, snapshots, leading })
+    }
+}
+
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// Takes up what other control planes write.
+async fn follow_store(keeper: Arc<Keeper>, mut view: watch::Receiver<Arc<View>>) {
+    view.mark_changed();
+    while view.changed().await.is_ok() {
+        let seen = Arc::clone(&view.borrow_and_update());
+        if seen.up {
+            keeper.follow(&seen).await;
+        }
     }
 }
 
 /// Latches what must not go back.
-async fn keep_latch(
+struct Latching {
     keeper: Arc<Keeper>,
-    mut latched: Latch,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
-    stop: CancellationToken,
-) {
-    loop {
-        let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        let mut next = Latch {
-            snapshot: latched.snapshot,
-            epoch: snapshot.epoch,
-            timeline: snapshot.timeline,
-            incarnation: snapshot.incarnation,
-            system: snapshot.system,
-            primary: snapshot.last_primary.as_ref().map(NodeName::to_string),
-        };
-        if next.snapshot < snapshot.revision.saturating_add(AHEAD / 10) {
-            next.snapshot = snapshot.revision.saturating_add(AHEAD);
+    /// What the store holds, as far as is known here.
+    latch: Versioned<Latch>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// It has been said that it cannot be written.
+    warned: bool,
+}
+
+impl Latching {
+    /// The latch with revisions enough ahead.
+    fn ahead(&self, topology: Latch) -> Latch {
+        let (reached, latched) = (self.snapshots.borrow().revision, self.latch.value.snapshot);
+        let enough = latched >= reached.saturating_add(AHEAD / 10);
+        Latch { snapshot: if enough { latched } else { reached.saturating_add(AHEAD) }, ..topology }
+    }
+
+    /// For a store of this process alone: what is published is latched as well.
+    async fn keep(mut self) {
+        loop {
+            let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+            let next = self.ahead(Latch {
+                snapshot: 0,
+                epoch: snapshot.epoch,
+                timeline: snapshot.timeline,
+                incarnation: snapshot.incarnation,
+                system: snapshot.system,
+                primary: snapshot.last_primary.as_ref().map(NodeName::to_string),
+            });
+            if next != self.latch.value {
+                match self.keeper.latch(self.latch.clone(), next.clone()).await {
+                    Ok(version) => self.latch = Versioned { value: next, version },
+                    Err(error) => tracing::error!(%error, "the topology cannot be latched"),
+                }
+            }
+            if self.snapshots.changed().await.is_err() {
+                return;
+            }
         }
-        if next != latched {
-            keeper.latch(next.clone()).await;
-            latched = next;
+    }
+
+    /// For a store that others write as well: what is wanted is latched, then told; what others latch is told.
+    async fn share(mut self, mut wanted: watch::Receiver<Latch>, mut view: watch::Receiver<Arc<View>>) {
+        loop {
+            let seen = view.borrow_and_update().latch.clone();
+            if seen.version > self.latch.version {
+                self.learn(seen).await;
+            }
+            // The core has heard of the latch, so that this follows from it.
+            let next = self.ahead(wanted.borrow_and_update().clone());
+            let failed = next != self.latch.value && !self.write(next).await;
+            self.snapshots.mark_unchanged();
+            tokio::select! {
+                changed = wanted.changed() => if changed.is_err() { return },
+                changed = view.changed() => if changed.is_err() { return },
+                changed = self.snapshots.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(RETRY), if failed => {}
+            }
         }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            changed = snapshots.changed() => if changed.is_err() { return },
+    }
+
+    async fn learn(&mut self, latch: Versioned<Latch>) {
+        self.latch = latch;
+        self.keeper.events().latched(self.latch.value.clone()).await;
+    }
+
+    /// Writes the latch, and tells the core what the store holds then; false: it has to be tried again.
+    async fn write(&mut self, next: Latch) -> bool {
+        match self.keeper.latch(self.latch.clone(), next.clone()).await {
+            Ok(version) => {
+                self.warned = false;
+                self.learn(Versioned { value: next, version }).await;
+            }
+            Err(refusal) => {
+                if !std::mem::replace(&mut self.warned, true) {
+                    tracing::warn!(error = %refusal, "the topology is not latched yet");
+                }
+                // Somebody was faster, or nobody knows: what is there now counts.
+                let Ok(found) = self.keeper.latched().await else { return false };
+                let same = found.version == self.latch.version;
+                self.learn(found).await;
+                return !same;
+            }
         }
+        true
     }
 }

@@ -19,7 +19,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,8 +45,13 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
-/// Serves until stopped.
-pub async fn serve(listener: TcpListener, core: Core, sides: Sides, stop: CancellationToken) {
+/// Serves until stopped; there is no core before the store has answered.
+pub async fn serve(
+    listener: TcpListener,
+    core: watch::Receiver<Option<Core>>,
+    sides: Sides,
+    stop: CancellationToken,
+) {
     let sides: Arc<[Arc<ServerSide>]> = sides.into();
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let tasks = TaskTracker::new();
@@ -70,9 +75,14 @@ pub async fn serve(listener: TcpListener, core: Core, sides: Sides, stop: Cancel
     }
 }
 
-async fn connection(io: TcpStream, core: Core, sides: Arc<[Arc<ServerSide>]>) {
+async fn connection(
+    io: TcpStream,
+    core: watch::Receiver<Option<Core>>,
+    sides: Arc<[Arc<ServerSide>]>,
+) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &core, &sides);
+        let core = core.borrow().clone();
+        let response = answer(&request, core.as_ref(), &sides);
         async move { Ok::<_, Infallible>(response) }
     });
     let served = http1::Builder::new()
@@ -86,7 +96,11 @@ async fn connection(io: TcpStream, core: Core, sides: Arc<[Arc<ServerSide>]>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, core: &Core, sides: &[Arc<ServerSide>]) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    core: Option<&Core>,
+    sides: &[Arc<ServerSide>],
+) -> Response<Full<Bytes>> {
     let json = "application/json";
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response =
@@ -94,13 +108,15 @@ fn answer(request: &Request<Incoming>, core: &Core, sides: &[Arc<ServerSide>]) -
         response.headers_mut().insert("allow", HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    match request.uri().path() {
-        "/health" | "/health/live" | "/health/ready" => response(StatusCode::OK, health(core), json),
-        "/metrics" => response(
-            StatusCode::OK,
-            metrics(core) + &of_tls(sides),
-            "text/plain; version=0.0.4; charset=utf-8",
-        ),
+    let starting = "{\"status\":\"starting\",\"store_up\":false}\n".to_owned();
+    let text = "text/plain; version=0.0.4; charset=utf-8";
+    match (request.uri().path(), core) {
+        ("/health/live", None) => response(StatusCode::OK, starting, json),
+        ("/health" | "/health/ready", None) => response(StatusCode::SERVICE_UNAVAILABLE, starting, json),
+        ("/health" | "/health/live" | "/health/ready", Some(core)) => {
+            response(StatusCode::OK, health(core), json)
+        }
+        ("/metrics", core) => response(StatusCode::OK, metrics(core) + &of_tls(sides), text),
         _ => response(StatusCode::NOT_FOUND, "not found; try /health or /metrics\n".to_owned(), "text/plain"),
     }
 }
@@ -109,7 +125,10 @@ fn answer(request: &Request<Incoming>, core: &Core, sides: &[Arc<ServerSide>]) -
 fn health(core: &Core) -> String {
     let snapshot = core.snapshots.borrow();
     let down = snapshot.nodes.iter().filter(|node| node.health == Health::Down).count();
-    let status = if down > 0 || snapshot.primary.is_none() { "degraded" } else { "ok" };
+    let standing = core.keeper.standing();
+    let leading = *core.leading.borrow();
+    let well = down == 0 && snapshot.primary.is_some() && standing.up && leading;
+    let status = if well { "ok" } else { "degraded" };
     let dataplanes = core.fleet.list().iter().filter(|dataplane| dataplane.connected).count();
     let body = serde_json::json!({
         "status": status,
@@ -119,24 +138,43 @@ fn health(core: &Core) -> String {
         "dataplanes": dataplanes,
         "config_revision": snapshot.config_revision,
         "revision": snapshot.revision,
+        "store": standing.kind,
+        "store_up": standing.up,
+        "leader": standing.leads,
+        "control_planes": standing.members.len().max(1),
+        "topology_latched": leading,
     });
     format!("{body}\n")
 }
 
+/// One family of gauges, as text.
+fn family(text: &mut String, name: &str, help: &str, values: &[(String, String)]) {
+    // Writing to memory does not fail.
+    let _ = writeln!(text, "# HELP heliosproxy_cp_{name} {help}\n# TYPE heliosproxy_cp_{name} gauge");
+    for (labels, value) in values {
+        let _ = writeln!(text, "heliosproxy_cp_{name}{labels} {value}");
+    }
+}
+
 /// Prometheus text. The only labels are names of nodes.
-fn metrics(core: &Core) -> String {
+fn metrics(core: Option<&Core>) -> String {
+    let standing = core.map(|core| core.keeper.standing()).unwrap_or_default();
+    let flag = |flag: bool| [(String::new(), u8::from(flag).to_string())];
+    let mut text = String::new();
+    family(&mut text, "leader", "1 if this control plane is the leader.", &flag(standing.leads));
+    family(&mut text, "store_up", "1 if the store can be reached.", &flag(standing.up));
+    text + &core.map(metrics_of).unwrap_or_default()
+}
+
+fn metrics_of(core: &Core) -> String {
     let snapshot = Arc::clone(&core.snapshots.borrow());
     let fleet = core.fleet.list();
     let connected = || fleet.iter().filter(|dataplane| dataplane.connected);
     let least = connected().map(|dataplane| dataplane.revision).min().unwrap_or(snapshot.revision);
     let refusing = connected().filter(|dataplane| !dataplane.refused.is_empty()).count();
     let mut text = String::new();
-    // Writing to memory does not fail.
     let mut family = |name: &str, help: &str, values: &[(String, String)]| {
-        let _ = writeln!(text, "# HELP heliosproxy_cp_{name} {help}\n# TYPE heliosproxy_cp_{name} gauge");
-        for (labels, value) in values {
-            let _ = writeln!(text, "heliosproxy_cp_{name}{labels} {value}");
-        }
+        family(&mut text, name, help, values);
     };
     let one = |value: String| [(String::new(), value)];
     family("dataplanes", "Data planes connected.", &one(connected().count().to_string()));

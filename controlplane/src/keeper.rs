@@ -4,13 +4,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use helios_proto::config::{self, Problem, Report};
+use helios_proto::config::{self, Report};
 use helios_proto::model::Spec;
 use tokio::sync::Mutex;
 
+mod follow;
+mod refusal;
+#[cfg(test)]
+mod tests;
+
+pub use refusal::Refusal;
+
 use crate::coordinator::Events;
 use crate::document::{self, EditError};
-use crate::store::{Document, Latch, Meta, Ops, Record, Store, StoreError};
+use crate::store::{Append, Document, Latch, Meta, Ops, Record, Store, StoreError, Versioned};
 
 /// Name of a configuration in problems.
 const FILE: &str = "configuration";
@@ -22,10 +29,29 @@ pub const FILE_ACTOR: &str = "file";
 pub struct Desired {
     /// Text in force; holds secrets.
     pub text: String,
-    /// Its revision.
-    pub revision: u64,
+    /// Its revision, who made it and why.
+    pub meta: Meta,
     /// What it says, with operators' marks.
     pub spec: Spec,
+    /// Version of the marks.
+    pub ops_version: u64,
+}
+
+impl Desired {
+    /// Revision in force.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.meta.revision
+    }
+
+    /// Takes a configuration, and says whether it can be read.
+    fn take(&mut self, document: &Document) -> Result<(), Report> {
+        let config = read(&document.text)?;
+        let ops = std::mem::take(&mut self.spec.ops);
+        self.spec = Spec { ops, revision: document.meta.revision, ..config.spec };
+        (self.text, self.meta) = (document.text.clone(), document.meta.clone());
+        Ok(())
+    }
 }
 
 /// How a change ended.
@@ -39,40 +65,23 @@ pub struct Changed {
     pub changed: bool,
     /// What the operator should know.
     pub warnings: Vec<String>,
+    /// It stands in the audit log.
+    pub audited: bool,
 }
 
-/// Why a change was not made.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// The configuration is wrong.
-    #[error("{}", lines(.0))]
-    Invalid(Vec<Problem>),
-    /// The request is wrong.
-    #[error("{0}")]
-    Wrong(String),
-    /// There is no such thing.
-    #[error("{0}")]
-    NotFound(String),
-    /// There is such a thing already.
-    #[error("{0}")]
-    Exists(String),
-    /// It cannot be done as things are.
-    #[error("{0}")]
-    NotNow(String),
-    /// Another revision is in force than the one expected.
-    #[error("the configuration is at revision {current}, not at {expected}; look at it and try again")]
-    Conflict {
-        /// Where it should have been.
-        expected: u64,
-        /// Where it is.
-        current: u64,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(StoreError),
-    /// The core has stopped.
-    #[error("the control plane is stopping")]
-    Stopping,
+/// How the store is, and who shares it.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// memory, embedded or etcd.
+    pub kind: &'static str,
+    /// It answers.
+    pub up: bool,
+    /// This process is the leader.
+    pub leads: bool,
+    /// Name of the leader; `None`: there is none, or only this process.
+    pub leader: Option<String>,
+    /// Control planes that share it; empty: only this one.
+    pub members: Vec<String>,
 }
 
 /// Who asks for a change, and how.
@@ -86,42 +95,18 @@ pub struct Request<'a> {
     pub expected: Option<u64>,
     /// Check only.
     pub dry_run: bool,
+    /// For the audit log.
+    pub record: Option<Record>,
 }
+
+/// What others may have changed in between as often as this is tried once more.
+const TRIES: usize = 5;
 
 /// The keeper.
 pub struct Keeper {
     store: Arc<dyn Store>,
     desired: Mutex<Desired>,
     events: Events,
-}
-
-fn lines(problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems
-        .iter()
-        .map(|Problem { line, text, .. }| line.map_or(text.clone(), |line| format!("line {line}: {text}")))
-        .collect();
-    lines.join("\n")
-}
-
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Conflict { expected, current } => Self::Conflict { expected, current },
-            other => Self::Store(other),
-        }
-    }
-}
-
-impl From<EditError> for Refusal {
-    fn from(error: EditError) -> Self {
-        Self::Wrong(error.to_string())
-    }
-}
-
-impl From<Report> for Refusal {
-    fn from(report: Report) -> Self {
-        Self::Invalid(report.problems().to_vec())
-    }
 }
 
 /// What a text says.
@@ -134,7 +119,7 @@ pub(crate) fn read(text: &str) -> Result<config::Config, Report> {
 ///
 /// # Errors
 /// The store cannot be used, or what it holds is no valid configuration.
-pub fn open(store: &dyn Store, file: &str, follow: bool) -> Result<(Desired, Latch), Refusal> {
+pub fn open(store: &dyn Store, file: &str, follow: bool) -> Result<(Desired, Versioned<Latch>), Refusal> {
     let (seed, _) = document::spec_of(file)?;
     let current = store.current()?;
     let last = |document: &Document| last_of_file(store, document);
@@ -143,15 +128,22 @@ pub fn open(store: &dyn Store, file: &str, follow: bool) -> Result<(Desired, Lat
         other => {
             // A start with a wrong file must not leave a wrong store.
             read(&seed)?;
-            let expected = other.map_or(0, |document| document.meta.revision);
-            let meta = store.append(expected, FILE_ACTOR, "read from the file", &seed)?;
+            let change = Append {
+                expected: other.map_or(0, |document| document.meta.revision),
+                actor: FILE_ACTOR.to_owned(),
+                comment: "read from the file".to_owned(),
+                text: seed.clone(),
+                record: None,
+            };
+            let meta = store.append(&change)?;
             tracing::info!(revision = meta.revision, "the configuration comes from the file");
             Document { meta, text: seed }
         }
     };
-    let spec = Spec { ops: store.ops()?, revision: document.meta.revision, ..read(&document.text)?.spec };
-    let desired = Desired { text: document.text, revision: document.meta.revision, spec };
-    Ok((desired, store.latch()?))
+    let ops = store.ops()?;
+    let spec = Spec { ops: ops.value, revision: document.meta.revision, ..read(&document.text)?.spec };
+    let Document { meta, text } = document;
+    Ok((Desired { text, meta, spec, ops_version: ops.version }, store.latch()?))
 }
 
 /// The text that the store was last given from a file.
@@ -175,6 +167,24 @@ impl Keeper {
     #[must_use]
     pub const fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Where it is kept.
+    #[must_use]
+    pub fn store(&self) -> &dyn Store {
+        self.store.as_ref()
+    }
+
+    /// How the store is.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let (kind, leads) = (self.store.kind(), self.store.leads());
+        let Some(view) = self.store.shared() else {
+            return Standing { kind, leads, up: true, ..Standing::default() };
+        };
+        let view = Arc::clone(&view.borrow());
+        let leader = view.leader.as_ref().map(|(name, _)| name.clone());
+        Standing { kind, leads, up: view.up, leader, members: view.members.clone() }
     }
 
     /// Whether changes outlive the process.
@@ -221,7 +231,7 @@ impl Keeper {
     /// See [`Refusal`].
     pub async fn rollback(&self, request: &Request<'_>, to: u64) -> Result<Changed, Refusal> {
         let to = match to {
-            0 => self.desired.lock().await.revision.saturating_sub(1),
+            0 => self.desired.lock().await.revision().saturating_sub(1),
             revision => revision,
         };
         let document = self.revision(to).await?;
@@ -238,83 +248,104 @@ impl Keeper {
         edit: impl FnOnce(&Desired) -> Result<(String, Vec<String>), Refusal>,
     ) -> Result<Changed, Refusal> {
         let mut desired = self.desired.lock().await;
-        if let Some(expected) = request.expected.filter(|expected| *expected != desired.revision) {
-            return Err(Refusal::Conflict { expected, current: desired.revision });
+        let current = desired.revision();
+        if let Some(expected) = request.expected.filter(|expected| *expected != current) {
+            return Err(Refusal::Conflict { expected, current });
         }
         let (text, mut warnings) = edit(&desired)?;
         let config = read(&text)?;
         warnings.extend(config.warnings);
         let changed = text != desired.text;
         if request.dry_run || !changed {
-            let config_revision = desired.revision;
-            return Ok(Changed { config_revision, revision: 0, changed, warnings });
+            return Ok(Changed { config_revision: current, changed, warnings, ..Changed::default() });
         }
-        let (store, expected) = (Arc::clone(&self.store), desired.revision);
-        let (actor, comment, content) = (request.actor.to_owned(), request.comment.to_owned(), text.clone());
-        let meta = match blocking(move || store.append(expected, &actor, &comment, &content)).await {
+        let change = Append {
+            expected: current,
+            actor: request.actor.to_owned(),
+            comment: request.comment.to_owned(),
+            text: text.clone(),
+            record: request.record.clone(),
+        };
+        let store = Arc::clone(&self.store);
+        let meta = match blocking(move || store.append(&change)).await {
             Ok(meta) => meta,
             Err(refusal) => {
                 self.catch_up(&mut desired).await;
                 return Err(refusal);
             }
         };
+        let ops = std::mem::take(&mut desired.spec.ops);
+        desired.spec = Spec { ops, revision: meta.revision, ..config.spec };
+        (desired.text, desired.meta) = (text, meta);
+        warnings.extend(self.forget_marks(&mut desired).await);
+        self.publish(&desired, warnings, request.record.is_some()).await
+    }
+
+    /// Forgets marks of nodes that are gone; what to say if that failed. They may stay in the store: they do nothing.
+    async fn forget_marks(&self, desired: &mut Desired) -> Option<String> {
         let mut ops = desired.spec.ops.clone();
-        ops.retain(|name, _| config.spec.nodes.iter().any(|node| node.name == *name));
-        if ops != desired.spec.ops {
-            let (store, kept) = (Arc::clone(&self.store), ops.clone());
-            // The revision is made: marks of nodes that are gone may stay on disk, they do nothing.
-            if let Err(error) = blocking(move || store.save_ops(&kept)).await {
-                warnings.push(format!("marks of removed nodes could not be forgotten: {error}"));
+        ops.retain(|name, _| desired.spec.nodes.iter().any(|node| node.name == *name));
+        if ops == desired.spec.ops {
+            return None;
+        }
+        let (store, kept, expected) = (Arc::clone(&self.store), ops.clone(), desired.ops_version);
+        match blocking(move || store.save_ops(expected, &kept, None)).await {
+            Ok(version) => {
+                (desired.spec.ops, desired.ops_version) = (ops, version);
+                None
+            }
+            Err(error) => {
+                desired.spec.ops = ops;
+                Some(format!("marks of removed nodes could not be forgotten: {error}"))
             }
         }
-        desired.spec = Spec { ops, revision: meta.revision, ..config.spec };
-        (desired.text, desired.revision) = (text, meta.revision);
-        self.publish(&desired, warnings).await
     }
 
-    /// After a failed write: a revision that is in force all the same, as when only the last sync failed, is taken up.
-    async fn catch_up(&self, desired: &mut Desired) {
-        let store = Arc::clone(&self.store);
-        let Ok(Some(document)) = blocking(move || store.current()).await else { return };
-        if document.meta.revision == desired.revision {
-            return;
-        }
-        if let Ok(config) = read(&document.text) {
-            let revision = document.meta.revision;
-            tracing::warn!(revision, "taking up the revision that the store holds");
-            desired.spec = Spec { ops: desired.spec.ops.clone(), revision, ..config.spec };
-            (desired.text, desired.revision) = (document.text, revision);
-            self.events.reload(desired.spec.clone()).await;
-        }
-    }
-
-    /// Changes operators' marks; `change` says whether anything is different.
+    /// Changes operators' marks; `change` says whether anything is different. It runs again on what somebody else has
+    /// written meanwhile.
     ///
     /// # Errors
     /// See [`Refusal`].
     pub async fn mark(
         &self,
-        change: impl FnOnce(&Spec, &mut Ops) -> Result<(), Refusal>,
+        record: Option<Record>,
+        change: impl Fn(&Spec, &mut Ops) -> Result<(), Refusal>,
     ) -> Result<Changed, Refusal> {
         let mut desired = self.desired.lock().await;
-        let mut ops = desired.spec.ops.clone();
-        change(&desired.spec, &mut ops)?;
-        ops.retain(|_, ops| *ops != helios_proto::model::NodeOps::default());
-        if ops == desired.spec.ops {
-            return Ok(Changed { config_revision: desired.revision, ..Changed::default() });
+        let config_revision = desired.revision();
+        let record = record.map(|record| Record { config_revision, ..record });
+        for _ in 0..TRIES {
+            let mut ops = desired.spec.ops.clone();
+            change(&desired.spec, &mut ops)?;
+            ops.retain(|_, ops| *ops != helios_proto::model::NodeOps::default());
+            if ops == desired.spec.ops {
+                return Ok(Changed { config_revision, ..Changed::default() });
+            }
+            let (store, kept, line) = (Arc::clone(&self.store), ops.clone(), record.clone());
+            let expected = desired.ops_version;
+            match blocking(move || store.save_ops(expected, &kept, line.as_ref())).await {
+                Ok(version) => {
+                    (desired.spec.ops, desired.ops_version) = (ops, version);
+                    return self.publish(&desired, Vec::new(), record.is_some()).await;
+                }
+                Err(Refusal::Store(StoreError::Stale)) => self.reread_marks(&mut desired).await?,
+                Err(refusal) => return Err(refusal),
+            }
         }
-        let (store, kept) = (Arc::clone(&self.store), ops.clone());
-        blocking(move || store.save_ops(&kept)).await?;
-        desired.spec.ops = ops;
-        self.publish(&desired, Vec::new()).await
+        Err(Refusal::Store(StoreError::Stale))
     }
 
-    async fn publish(&self, desired: &Desired, mut warnings: Vec<String>) -> Result<Changed, Refusal> {
+    async fn publish(
+        &self,
+        desired: &Desired,
+        mut warnings: Vec<String>,
+        audited: bool,
+    ) -> Result<Changed, Refusal> {
         let revision = self.events.reload(desired.spec.clone()).await.ok_or(Refusal::Stopping)?;
         if !self.is_durable() {
             warnings.push("this change ends with the process: there is no [store]".to_owned());
         }
-        Ok(Changed { config_revision: desired.revision, revision, changed: true, warnings })
+        Ok(Changed { config_revision: desired.revision(), revision, changed: true, warnings, audited })
     }
 
     /// A revision; 0: the one in force.
@@ -322,9 +353,12 @@ impl Keeper {
     /// # Errors
     /// There is none, or the store failed.
     pub async fn revision(&self, revision: u64) -> Result<Document, Refusal> {
+        if revision == 0 {
+            let Desired { text, meta, .. } = self.desired().await;
+            return Ok(Document { meta, text });
+        }
         let store = Arc::clone(&self.store);
-        let found =
-            blocking(move || if revision == 0 { store.current() } else { store.read(revision) }).await?;
+        let found = blocking(move || store.read(revision)).await?;
         found.ok_or_else(|| Refusal::NotFound(format!("there is no revision {revision}, or no more")))
     }
 
@@ -354,12 +388,22 @@ impl Keeper {
         blocking(move || store.audited(limit, &actor)).await
     }
 
-    /// Keeps the latched topology; called when it changes.
-    pub async fn latch(&self, latch: Latch) {
+    /// The latched topology.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn latched(&self) -> Result<Versioned<Latch>, Refusal> {
         let store = Arc::clone(&self.store);
-        if let Err(error) = blocking(move || store.save_latch(&latch)).await {
-            tracing::error!(%error, "the topology cannot be latched");
-        }
+        blocking(move || store.latch()).await
+    }
+
+    /// Keeps the latched topology instead of `before`; the new version.
+    ///
+    /// # Errors
+    /// The store failed, or somebody was faster.
+    pub async fn latch(&self, before: Versioned<Latch>, latch: Latch) -> Result<u64, Refusal> {
+        let store = Arc::clone(&self.store);
+        blocking(move || store.save_latch(&before, &latch)).await
     }
 }
 
@@ -395,6 +439,3 @@ async fn blocking<T: Send + 'static>(
 
 /// Longest wait for acknowledgements that a request may ask for.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(300);
-
-#[cfg(test)]
-mod tests;

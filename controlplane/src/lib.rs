@@ -18,6 +18,7 @@ pub mod core;
 mod document;
 pub mod feed;
 pub mod fleet;
+mod gate;
 pub mod grpc;
 mod health;
 mod http;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use helios_controlplane::app;
-use helios_proto::config::{self, Config};
+use helios_controlplane::store::Etcd;
+use helios_proto::config::{self, Config, StoreSettings};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -78,6 +79,9 @@ fn configuration(args: &Args) -> Result<Config, String> {
     let file = args.config.display();
     let mut problems = config.problems_for_controlplane();
     problems.extend(helios_tls::check(&mut config));
+    if matches!(config.store, Some(StoreSettings::Etcd(_))) && !Etcd::BUILT {
+        problems.push("kind = \"etcd\" in [store]: this program was built without it".to_owned());
+    }
     let problems: Vec<String> = problems.iter().map(|problem| format!("{file}: {problem}")).collect();
     if problems.is_empty() { Ok(config) } else { Err(problems.join("\n")) }
 }

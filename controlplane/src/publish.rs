@@ -16,6 +16,8 @@ const GATHER: Duration = Duration::from_millis(100);
 pub(crate) struct Publisher {
     snapshots: watch::Sender<Arc<Snapshot>>,
     published: Instant,
+    /// The next revision is beyond this.
+    reached: u64,
     /// When waiting measures are due.
     due: Option<Instant>,
 }
@@ -24,7 +26,7 @@ impl Publisher {
     /// Publishes the revision after `reached`.
     pub fn new(cluster: &Cluster, reached: u64, now: Instant) -> (Self, watch::Receiver<Arc<Snapshot>>) {
         let (snapshots, receiver) = watch::channel(Arc::new(snapshot(cluster, reached.saturating_add(1))));
-        (Self { snapshots, published: now, due: None }, receiver)
+        (Self { snapshots, published: now, reached, due: None }, receiver)
     }
 
     /// Notes a change.
@@ -50,14 +52,19 @@ impl Publisher {
         self.snapshots.borrow().revision
     }
 
-    /// Publishes the next revision.
-    pub fn publish(&mut self, cluster: &Cluster, now: Instant) {
-        self.publish_after(self.revision(), cluster, now);
+    /// The revision published next.
+    pub fn next(&self) -> u64 {
+        self.revision().max(self.reached).saturating_add(1)
     }
 
-    /// Publishes the revision after `reached`.
-    pub fn publish_after(&mut self, reached: u64, cluster: &Cluster, now: Instant) {
-        let revision = reached.saturating_add(1);
+    /// Somebody holds a revision that is not of here: the next one is beyond it.
+    pub fn reach(&mut self, revision: u64) {
+        self.reached = self.reached.max(revision);
+    }
+
+    /// Publishes the next revision.
+    pub fn publish(&mut self, cluster: &Cluster, now: Instant) {
+        let revision = self.next();
         self.snapshots.send_replace(Arc::new(snapshot(cluster, revision)));
         self.published = now;
         self.due = None;

@@ -17,7 +17,7 @@ use helios_controlplane::grpc::{self, secure};
 use helios_controlplane::keeper::Refusal;
 use helios_controlplane::store::{Directory, Memory, Store};
 use helios_controlplane::switchover::Desk;
-use helios_proto::config::Config;
+use helios_proto::config::{Config, StoreSettings};
 use helios_proto::model::Snapshot;
 use helios_tls::ServerSide;
 use std::io;
@@ -44,7 +44,7 @@ pub fn arbiter(stop: &CancellationToken, tracker: &TaskTracker) -> StartArbiter 
     let (stop, tracker) = (stop.clone(), tracker.clone());
     Box::new(move |from| {
         let own = stop.child_token();
-        let Handle { snapshots, events } = helios_controlplane::go_on(from, own.clone(), &tracker);
+        let Handle { snapshots, events, .. } = helios_controlplane::go_on(from, own.clone(), &tracker);
         let tell = Box::new(move |node, seen| events.evidence(node, seen));
         Arbiter { snapshots, tell, stop: own.drop_guard() }
     })
@@ -57,7 +57,10 @@ impl Standalone {
     /// The store cannot be used, or what it holds is no valid configuration.
     pub fn start(config: &Config, stop: &CancellationToken, tracker: &TaskTracker) -> io::Result<Self> {
         let store: Arc<dyn Store> = match &config.store {
-            Some(store) => Arc::new(Directory::open(&store.directory).map_err(io::Error::other)?),
+            Some(StoreSettings::Embedded(path)) => Arc::new(Directory::open(path).map_err(io::Error::other)?),
+            Some(StoreSettings::Etcd(_)) => {
+                return Err(io::Error::other("kind = \"etcd\" in [store] is for helios-controlplane only"));
+            }
             None => Arc::new(Memory::default()),
         };
         let file = (config.text.expose(), true);

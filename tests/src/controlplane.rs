@@ -19,6 +19,7 @@ use tonic::{Request, Status};
 use crate::guard::{Guard, signal};
 use crate::http;
 use crate::proxy::{address_after, config_file, program};
+use crate::eventually;
 
 /// How long the program may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,8 +49,14 @@ pub struct ControlPlane {
 /// listen; port 0 lets the kernel choose.
 #[must_use]
 pub fn sections(directory: &str, discovery: u16) -> String {
+    sections_with(&format!("directory = \"{directory}\""), discovery)
+}
+
+/// The same with another store: what stands in its section.
+#[must_use]
+pub fn sections_with(store: &str, discovery: u16) -> String {
     let mut text = format!(
-        "\n[store]\ndirectory = \"{directory}\"\n[discovery]\nlisten_address = \"127.0.0.1:{discovery}\"\n\
+        "\n[store]\n{store}\n[discovery]\nlisten_address = \"127.0.0.1:{discovery}\"\n\
          [management]\nlisten_address = \"127.0.0.1:0\"\n"
     );
     for role in ["viewer", "operator", "admin", "dataplane"] {
@@ -105,6 +112,43 @@ impl ControlPlane {
             assert!(Instant::now() < end, "the control plane does not listen: {lines:#?}");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Waits until it serves: one whose store is elsewhere has to reach it first.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    #[must_use]
+    #[track_caller]
+    pub fn ready(self) -> Self {
+        eventually(PATIENCE, "the control plane is ready", || {
+            http::get(self.admin, "/health/ready").is_ok_and(|answer| answer.status == 200)
+        });
+        self
+    }
+
+    /// A value of `/health`.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn health(&self, name: &str) -> serde_json::Value {
+        let answer = http::get(self.admin, "/health").unwrap();
+        let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        body.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Sends a signal (`STOP`, `CONT`).
+    pub fn signal(&self, name: &str) {
+        signal(name, &[self.pid]);
+    }
+
+    /// Whether it has not ended.
+    ///
+    /// # Panics
+    /// When the system does not say.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// An operator with the token of this role.

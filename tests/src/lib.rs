@@ -1,11 +1,12 @@
-//! Harness: real PostgreSQL clusters ([`Cluster`]), the proxy as a process ([`Proxy`]), a control plane for a fleet of them ([`ControlPlane`]), and a client that sends any
-//! bytes ([`Raw`]). Everything that it starts ends with the test process, also when that is killed ([`guard`]).
+//! Harness: real PostgreSQL clusters ([`Cluster`]), the proxy as a process ([`Proxy`]), control planes for a fleet of
+//! them ([`ControlPlane`]), etcd behind these ([`Etcd`]), and a client that sends any bytes ([`Raw`]). Everything that it starts ends with the test process, also when that is killed ([`guard`]).
 //! Never mocks a server, never waits a fixed time: it asks again until an answer is there or a deadline has passed.
 // Test code: a broken assumption has to stop the test, loudly and where it happens.
 #![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
 
 pub mod cluster;
 pub mod controlplane;
+pub mod etcd;
 pub mod guard;
 pub mod heliosctl;
 pub mod http;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, Node, Role};
 pub use controlplane::{ControlPlane, Operator};
+pub use etcd::Etcd;
 pub use heliosctl::Heliosctl;
 pub use pki::Pki;
 pub use proxy::{Config, Proxy};

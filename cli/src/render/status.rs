@@ -4,7 +4,7 @@ use helios_proto::wire::v1;
 
 use super::{fleet, nodes};
 use crate::failure::clean;
-use crate::table::{Table, Tone, cell, pairs, toned};
+use crate::table::{Cell, Table, Tone, cell, pairs, toned};
 use crate::words::{count, span};
 
 /// Everything about a fleet at one moment.
@@ -29,29 +29,25 @@ pub fn status(status: &v1::StatusReply, nodes: &[v1::NodeInfo], color: bool) -> 
     let v1::StatusReply { nodes_up, nodes_down, nodes_drained, dataplanes, dataplanes_synced, .. } = status;
     let drained = if *nodes_drained > 0 { format!(", {nodes_drained} drained") } else { String::new() };
     let step = if dataplanes_synced == dataplanes { Tone::Plain } else { Tone::Warn };
-    let head = pairs(
-        &[
-            (
-                "answers",
-                cell(format!("{} {}, {who}, up {}", status.program, status.version, span(status.uptime_ms))),
-            ),
-            ("configuration", cell(format!("{} (revision {})", status.config_revision, status.revision))),
-            ("primary", toned(primary, tone)),
-            ("nodes", cell(format!("{}: {nodes_up} up, {nodes_down} down{drained}", status.nodes))),
-            (
-                "data planes",
-                toned(format!("{dataplanes}, {dataplanes_synced} with the newest revision"), step),
-            ),
-            (
-                "clients",
-                cell(format!(
-                    "{}; server connections: {} in use, {} idle; {} waiting",
-                    status.clients, status.active, status.idle, status.waiting
-                )),
-            ),
-        ],
-        color,
-    );
+    let mut lines = vec![
+        (
+            "answers",
+            cell(format!("{} {}, {who}, up {}", status.program, status.version, span(status.uptime_ms))),
+        ),
+        ("configuration", cell(format!("{} (revision {})", status.config_revision, status.revision))),
+        ("primary", toned(primary, tone)),
+        ("nodes", cell(format!("{}: {nodes_up} up, {nodes_down} down{drained}", status.nodes))),
+        ("data planes", toned(format!("{dataplanes}, {dataplanes_synced} with the newest revision"), step)),
+        (
+            "clients",
+            cell(format!(
+                "{}; server connections: {} in use, {} idle; {} waiting",
+                status.clients, status.active, status.idle, status.waiting
+            )),
+        ),
+    ];
+    lines.extend(control_planes(status).map(|cell| ("control planes", cell)));
+    let head = pairs(&lines, color);
     let verdict = if status.problems.is_empty() {
         Tone::Good.paint("all is well", color)
     } else {
@@ -59,6 +55,19 @@ pub fn status(status: &v1::StatusReply, nodes: &[v1::NodeInfo], color: bool) -> 
         Tone::Bad.paint(&lines.join("\n"), color)
     };
     format!("{head}\n\n{}\n\n{verdict}", nodes::table(nodes, false).render(color))
+}
+
+/// Control planes that share a store; `None`: there is only one.
+fn control_planes(status: &v1::StatusReply) -> Option<Cell> {
+    let v1::StatusReply { control_planes, leader, store, store_up, .. } = status;
+    let names = control_planes.iter().map(|name| {
+        let mark = if name == leader { " (leader)" } else { "" };
+        format!("{}{mark}", clean(name))
+    });
+    let names: Vec<String> = names.collect();
+    let (state, tone) = if *store_up { ("reachable", Tone::Plain) } else { ("not reachable", Tone::Bad) };
+    let text = format!("{}; {} {state}", names.join(", "), clean(store));
+    (!names.is_empty()).then(|| toned(text, tone))
 }
 
 /// How a check ended.
@@ -280,6 +289,11 @@ a     primary  up      db-a:5432     100     12       3        0    -
 
 all is well";
         assert_eq!(status(&it.status, &it.nodes, false), expected);
+        it.status.store = "etcd".to_owned();
+        it.status.control_planes = vec!["cp-1".to_owned(), "cp-2".to_owned()];
+        it.status.leader = "cp-2".to_owned();
+        let shown = status(&it.status, &it.nodes, false);
+        assert!(shown.contains("\ncontrol planes  cp-1, cp-2 (leader); etcd not reachable\n"), "{shown}");
         it.status.problems = vec!["Node x is down.".to_owned()];
         assert!(status(&it.status, &it.nodes, false).ends_with("\n\n! Node x is down."));
     }

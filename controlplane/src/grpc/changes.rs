@@ -41,16 +41,21 @@ impl Change {
         Ok((Self { caller, verb, detail, wait }, message))
     }
 
-    /// Writes it down, with how it ended and the revision of the configuration afterwards.
-    pub(super) async fn note(self, keeper: &Keeper, feed: &Feed, (outcome, config_revision): (&str, u64)) {
-        let Self { caller: Caller { name: actor, access, from }, verb, detail, .. } = self;
+    fn log(&self, outcome: &str) {
+        let Self { caller: Caller { name: actor, from, .. }, verb, detail, .. } = self;
         tracing::info!(%actor, %from, verb, %detail, %outcome, "change");
+    }
+
+    /// Tells of it and writes it down, unless it was `audited` with the change that it made.
+    pub(super) async fn note(&self, keeper: &Keeper, feed: &Feed, (outcome, audited): (&str, bool)) {
+        self.log(outcome);
         if outcome == "ok" {
-            feed.tell(Kind::Change, "", &format!("{verb} {detail} (by {actor})"));
+            let Self { caller, verb, detail, .. } = self;
+            feed.tell(Kind::Change, "", &format!("{verb} {detail} (by {})", caller.name));
         }
-        let (role, verb, outcome) = (access.to_string(), verb.to_owned(), outcome.to_owned());
-        let at_unix_ms = unix_ms();
-        keeper.audit(Record { at_unix_ms, actor, role, from, verb, detail, outcome, config_revision }).await;
+        if !audited {
+            keeper.audit(self.record(outcome.to_owned())).await;
+        }
     }
 
     pub(super) fn request<'a>(
@@ -59,27 +64,35 @@ impl Change {
         expected: Option<u64>,
         dry_run: bool,
     ) -> keeper::Request<'a> {
-        keeper::Request { actor: &self.caller.name, comment, expected, dry_run }
+        let record = Some(self.record("ok".to_owned()));
+        keeper::Request { actor: &self.caller.name, comment, expected, dry_run, record }
+    }
+
+    /// As the audit log has it.
+    fn record(&self, outcome: String) -> Record {
+        let Caller { name: actor, access, from } = self.caller.clone();
+        let (role, verb, detail) = (access.to_string(), self.verb.to_owned(), self.detail.clone());
+        Record { at_unix_ms: unix_ms(), actor, role, from, verb, detail, outcome, config_revision: 0 }
     }
 }
 
 impl Service {
-    /// Writes a change down, and waits for the data planes.
+    /// Tells of a change, and waits for the data planes.
     pub(super) async fn finish(
         &self,
         change: Change,
         result: Result<Changed, Refusal>,
     ) -> Reply<v1::ChangeReply> {
+        let outcome = result.as_ref().map_or_else(Refusal::to_string, |_| "ok".to_owned());
         let wait = change.wait;
-        let (outcome, config_revision) = match &result {
-            Ok(changed) => ("ok".to_owned(), changed.config_revision),
-            Err(refusal) => (refusal.to_string(), 0),
-        };
-        let dry = result.as_ref().is_ok_and(|changed| changed.revision == 0);
-        if !dry {
-            change.note(&self.keeper, &self.feed, (&outcome, config_revision)).await;
+        if result.as_ref().is_ok_and(|changed| changed.revision == 0) {
+            change.log(&outcome);
+        } else {
+            let audited = result.as_ref().is_ok_and(|changed| changed.audited);
+            change.note(&self.keeper, &self.feed, (&outcome, audited)).await;
         }
         let changed = result.map_err(|refusal| show::status(&refusal))?;
+        let dry = changed.revision == 0;
         let revision = if dry { self.snapshot().revision } else { changed.revision };
         let longest = Duration::from_millis(wait.unwrap_or_default().timeout_ms).min(keeper::LONGEST_WAIT);
         let (dataplanes, acknowledged) = self.fleet.acknowledged(revision, longest).await;
@@ -98,19 +111,20 @@ impl Service {
     /// Changes the marks of one node, or of all if `node` is empty.
     async fn mark(
         &self,
+        change: &Change,
         node: &str,
-        change: impl Fn(&mut NodeOps, bool) -> Result<(), Refusal>,
+        set: impl Fn(&mut NodeOps, bool) -> Result<(), Refusal>,
     ) -> Result<Changed, Refusal> {
         let primary = self.snapshot().primary().map(|state| state.node.name.clone());
         self.keeper
-            .mark(|spec, ops| {
+            .mark(Some(change.record("ok".to_owned())), |spec, ops| {
                 let meant = || spec.nodes.iter().filter(|n| node.is_empty() || n.name.as_str() == node);
                 if meant().next().is_none() {
                     return Err(Refusal::NotFound(format!("there is no node {node:?}")));
                 }
                 for node in meant() {
                     let marks = ops.entry(node.name.clone()).or_default();
-                    change(marks, primary.as_ref() == Some(&node.name))?;
+                    set(marks, primary.as_ref() == Some(&node.name))?;
                 }
                 Ok(())
             })
@@ -170,7 +184,11 @@ impl Service {
     }
 
     /// Marks pools.
-    pub(super) async fn operate(&self, sent: &v1::PoolOpRequest) -> Result<Changed, Refusal> {
+    pub(super) async fn operate(
+        &self,
+        change: &Change,
+        sent: &v1::PoolOpRequest,
+    ) -> Result<Changed, Refusal> {
         let op = Op::try_from(sent.op).unwrap_or(Op::Unspecified);
         if op == Op::Unspecified {
             return Err(Refusal::Wrong("op is missing or unknown".to_owned()));
@@ -181,7 +199,7 @@ impl Service {
         if sent.size.is_some_and(|size| !(1..=10_000).contains(&size)) {
             return Err(Refusal::Wrong("size must be 1 to 10000".to_owned()));
         }
-        self.mark(&sent.node, |marks, _| {
+        self.mark(change, &sent.node, |marks, _| {
             match op {
                 Op::Pause => marks.paused = true,
                 Op::Resume => marks.paused = false,
@@ -195,14 +213,14 @@ impl Service {
     }
 
     /// Drains, undrains or weighs a node.
-    pub(super) async fn set(&self, sent: &v1::SetNodeRequest) -> Result<Changed, Refusal> {
+    pub(super) async fn set(&self, change: &Change, sent: &v1::SetNodeRequest) -> Result<Changed, Refusal> {
         if sent.name.is_empty() {
             return Err(Refusal::Wrong("name is missing".to_owned()));
         }
         if sent.weight.is_some_and(|weight| weight > 10_000) {
             return Err(Refusal::Wrong("weight must be 0 to 10000".to_owned()));
         }
-        self.mark(&sent.name, |marks, primary| {
+        self.mark(change, &sent.name, |marks, primary| {
             if sent.drained == Some(true) && primary {
                 return Err(Refusal::NotNow("it is the primary: writes have nowhere else to go".to_owned()));
             }

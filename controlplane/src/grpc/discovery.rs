@@ -18,7 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::auth::Caller;
 use crate::cluster::Held;
 use crate::coordinator::Events;
-use crate::fleet::{Ack, Fleet, Identity, Seat};
+use crate::core::Core;
+use crate::fleet::{Ack, Identity, Seat};
+use crate::keeper::Refusal;
 use crate::peers::{Numbered, Peers};
 
 /// Longest wait for the first message of a data plane.
@@ -33,6 +35,8 @@ const LONGEST_NAME: usize = 200;
 const ABSURD: u64 = 1 << 62;
 /// More promotions than a data plane can have seen alone.
 const LONGEST_LEAP: u32 = 1_000;
+/// Longest wait of a stream for a change of primary to be latched.
+const LATCH: Duration = Duration::from_secs(1);
 /// Longest wait of a stream for the first look at the nodes; a data plane waits 4 s for the answer to its call.
 const LOOK: Duration = Duration::from_secs(3);
 
@@ -40,12 +44,8 @@ const LOOK: Duration = Duration::from_secs(3);
 pub struct Service {
     /// Name of the fleet.
     pub cluster: String,
-    /// What data planes should hold.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// Where evidence goes.
-    pub events: Events,
-    /// Who is there.
-    pub fleet: Arc<Fleet>,
+    /// What runs.
+    pub core: Core,
     /// Who takes cancel requests.
     pub peers: Arc<Peers>,
     /// Ends every stream.
@@ -79,33 +79,39 @@ impl Discovery for Service {
         let Some(v1::DpMsg { msg: Some(dp_msg::Msg::Hello(hello)) }) = first else {
             return Err(Status::invalid_argument("the first message must be Hello"));
         };
-        let seat = self.admit(&hello, from)?;
+        self.check(&hello)?;
+        self.may_tell().await?;
+        self.catch_up(&hello).await?;
+        let seat = self.admit(hello.clone(), from);
         let v1::Hello { dp_id, cancel_id, peer_address, .. } = &hello;
         let numbered = (!peer_address.is_empty()).then(|| self.peers.join(dp_id, *cancel_id, peer_address));
         let held = held(&hello);
-        let (revision, key) = (self.snapshots.borrow().revision, self.snapshots.borrow().key());
-        if revision < held.revision || key < held.key {
+        let snapshots = &self.core.snapshots;
+        let (revision, key) = (snapshots.borrow().revision, snapshots.borrow().key());
+        if (revision < held.revision && !self.is_shared()) || key < held.key {
             tracing::warn!(
                 dataplane = %hello.dp_id, revision = hello.revision, ours = revision,
                 epoch = hello.epoch, timeline = hello.timeline,
                 "a data plane is further than this control plane: it went on alone, the store was lost, or there are \
-                 two; going on from there"
+                 others; going on from there"
             );
         }
-        self.events.held(held).await;
+        self.core.keeper.events().held(held).await;
         self.looked().await;
         let (to_dataplane, outgoing) = mpsc::channel(1);
         let (sent, acknowledged) = watch::channel(None);
         let stop = self.stop.child_token();
-        let snapshots = self.snapshots.clone();
+        let snapshots = snapshots.clone();
         let writer = Writer { snapshots, numbered, to_dataplane, sent, nonce: 0, last: None };
-        let reader = Reader { seat, acknowledged, events: self.events.clone() };
+        let reader = Reader { seat, acknowledged, events: self.core.keeper.events().clone() };
+        let mut leading = self.core.leading.clone();
         self.tracker.spawn(async move {
             let leave = reader.seat.leave.clone();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
                 () = leave.cancelled() => {}
+                _ = leading.wait_for(|leading| !leading) => {}
                 () = writer.run() => {}
                 () = reader.run(messages) => {}
             }
@@ -118,13 +124,42 @@ impl Service {
     /// Just started, this control plane says nothing before it has looked at the nodes: data planes know more.
     async fn looked(&self) {
         let looked = |state: &NodeState| state.probed_at.is_some();
-        let mut snapshots = self.snapshots.clone();
+        let mut snapshots = self.core.snapshots.clone();
         let wait = snapshots.wait_for(|snapshot| snapshot.nodes.iter().all(looked));
         // Late or stopping: the stream shows what there is.
         let _ = timeout(LOOK, wait).await;
     }
 
-    fn admit(&self, hello: &v1::Hello, address: String) -> Result<Seat, Status> {
+    fn is_shared(&self) -> bool {
+        self.core.keeper.store().shared().is_some()
+    }
+
+    /// Nobody is told anything while a change of primary cannot be latched.
+    async fn may_tell(&self) -> Result<(), Status> {
+        let mut leading = self.core.leading.clone();
+        match timeout(LATCH, leading.wait_for(|leading| *leading)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Status::unavailable("a change of primary waits for the store")),
+        }
+    }
+
+    /// A data plane may come from a control plane that knew more: the store says whether that is so.
+    async fn catch_up(&self, hello: &v1::Hello) -> Result<(), Status> {
+        let ours = self.core.snapshots.borrow().config_revision;
+        if hello.config_revision <= ours || !self.is_shared() {
+            return Ok(());
+        }
+        match self.core.keeper.refresh().await {
+            Ok(_) => Ok(()),
+            Err(Refusal::Stopping) => Err(Status::unavailable("the control plane is stopping")),
+            Err(_) => Err(Status::unavailable(format!(
+                "the store cannot be reached, and revision {} of the configuration is older than {}",
+                ours, hello.config_revision
+            ))),
+        }
+    }
+
+    fn check(&self, hello: &v1::Hello) -> Result<(), Status> {
         let v1::Hello { cluster, dp_id, boot_id, version, revision, epoch, peer_address, .. } = hello;
         if *cluster != self.cluster {
             let text = format!("this is the control plane of {:?}, not of {cluster:?}", self.cluster);
@@ -135,14 +170,18 @@ impl Service {
         {
             return Err(Status::invalid_argument("dp_id is empty, or a name is too long"));
         }
-        let ours = self.snapshots.borrow().timeline;
+        let ours = self.core.snapshots.borrow().timeline;
         let leap = ours > 0 && hello.timeline > ours.saturating_add(LONGEST_LEAP);
         if *revision > ABSURD || *epoch > ABSURD || leap {
             return Err(Status::invalid_argument("revision, epoch or timeline is out of range"));
         }
-        tracing::info!(dataplane = %dp_id, from = %address, %version, "data plane connected");
-        let (id, boot_id, version) = (dp_id.clone(), boot_id.clone(), version.clone());
-        Ok(self.fleet.join(Identity { id, boot_id, version, address }))
+        Ok(())
+    }
+
+    fn admit(&self, hello: v1::Hello, address: String) -> Seat {
+        let v1::Hello { dp_id: id, boot_id, version, .. } = hello;
+        tracing::info!(dataplane = %id, from = %address, %version, "data plane connected");
+        self.core.fleet.join(Identity { id, boot_id, version, address })
     }
 }
 

@@ -41,7 +41,7 @@ impl Service {
             let result = walk.await;
             if !dry_run {
                 let outcome = if result.ok { "ok" } else { &result.why };
-                change.note(&keeper, &feed, (outcome, keeper.desired().await.revision)).await;
+                change.note(&keeper, &feed, (outcome, false)).await;
             }
         });
         let (to_caller, outgoing) = mpsc::channel(16);

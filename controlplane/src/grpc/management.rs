@@ -65,6 +65,8 @@ pub struct Service {
     pub feed: Arc<Feed>,
     /// What is.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Whether data planes may be told.
+    pub leading: watch::Receiver<bool>,
     /// Who answers.
     pub about: About,
     /// Only in a standalone proxy.
@@ -89,8 +91,8 @@ impl Service {
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> Self {
-        let Core { keeper, fleet, feed, snapshots } = core.clone();
-        Self { keeper, fleet, feed, snapshots, about, explain, desk, stop, tracker }
+        let Core { keeper, fleet, feed, snapshots, leading } = core.clone();
+        Self { keeper, fleet, feed, snapshots, leading, about, explain, desk, stop, tracker }
     }
 
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
@@ -111,6 +113,9 @@ impl Management for Service {
             connected.iter().map(|dataplane| of(&dataplane.status)).fold(0, u32::saturating_add)
         };
         let About { cluster, program, version, standalone, started } = self.about.clone();
+        let standing = self.keeper.standing();
+        let mut problems = show::problems(&snapshot, &fleet, standalone);
+        problems.extend(show::problems_of_store(&standing, *self.leading.borrow()));
         Ok(Response::new(v1::StatusReply {
             cluster,
             program: program.to_owned(),
@@ -134,7 +139,11 @@ impl Management for Service {
             idle: sum(|status| status.idle),
             waiting: sum(|status| status.waiting),
             uptime_ms: show::millis(started.elapsed()),
-            problems: show::problems(&snapshot, &fleet, standalone),
+            problems,
+            store: standing.kind.to_owned(),
+            store_up: standing.up,
+            control_planes: standing.members,
+            leader: standing.leader.unwrap_or_default(),
         }))
     }
 
@@ -166,7 +175,7 @@ impl Management for Service {
             let reset = if sent.reset_weight { " weight as configured" } else { "" };
             (format!("{}{drained}{weight}{reset}", sent.name), sent.wait)
         })?;
-        let result = self.set(&sent).await;
+        let result = self.set(&change, &sent).await;
         self.finish(change, result).await
     }
 
@@ -188,7 +197,7 @@ impl Management for Service {
             let size = sent.size.map(|size| format!(" to {size}")).unwrap_or_default();
             (format!("{op} {node}{size}"), sent.wait)
         })?;
-        let result = self.operate(&sent).await;
+        let result = self.operate(&change, &sent).await;
         self.finish(change, result).await
     }
 
@@ -200,7 +209,7 @@ impl Management for Service {
     async fn get_config(&self, request: Request<v1::GetConfigRequest>) -> Reply<v1::ConfigReply> {
         let revision = request.into_inner().revision;
         let document = self.keeper.revision(revision).await.map_err(|refusal| show::status(&refusal))?;
-        let current = self.keeper.desired().await.revision;
+        let current = self.keeper.desired().await.revision();
         let text = document::redacted(&document.text).map_err(|e| Status::internal(e.to_string()))?;
         Ok(Response::new(v1::ConfigReply { revision: Some(show::revision(document.meta, current)), text }))
     }
@@ -247,7 +256,7 @@ impl Management for Service {
     async fn history(&self, request: Request<v1::HistoryRequest>) -> Reply<v1::HistoryReply> {
         let limit = request.into_inner().limit;
         let limit = usize::try_from(if limit == 0 { 20 } else { limit }).unwrap_or(usize::MAX);
-        let current = self.keeper.desired().await.revision;
+        let current = self.keeper.desired().await.revision();
         let history = self.keeper.history(limit).await.map_err(|refusal| show::status(&refusal))?;
         let revisions = history.into_iter().map(|meta| show::revision(meta, current)).collect();
         Ok(Response::new(v1::HistoryReply { revisions }))

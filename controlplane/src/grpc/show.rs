@@ -7,8 +7,8 @@ use helios_proto::model::{Health, NodeState, PoolMode, Snapshot};
 use helios_proto::wire::{self, v1};
 
 use crate::fleet::Dataplane;
-use crate::keeper::{self, Refusal};
-use crate::store::{Meta, Record};
+use crate::keeper::{self, Refusal, Standing};
+use crate::store::{Meta, Record, StoreError};
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -147,6 +147,20 @@ pub(super) fn problems(snapshot: &Snapshot, fleet: &[Dataplane], standalone: boo
     found
 }
 
+/// What is wrong with the store, a sentence each.
+pub(super) fn problems_of_store(standing: &Standing, leading: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    if !standing.up {
+        found.push("The store cannot be reached; nothing can be changed.".to_owned());
+    } else if standing.leader.is_none() && !standing.members.is_empty() {
+        found.push("The control planes have no leader.".to_owned());
+    }
+    if !leading {
+        found.push("A change of primary waits for the store; data planes are on their own.".to_owned());
+    }
+    found
+}
+
 pub(super) fn revision(meta: Meta, current: u64) -> v1::Revision {
     let Meta { revision, at_unix_ms, actor, comment } = meta;
     v1::Revision { revision, at_unix_ms, actor, comment, current: revision == current }
@@ -180,6 +194,8 @@ pub(super) fn status(refusal: &Refusal) -> tonic::Status {
         Refusal::Exists(_) => tonic::Status::already_exists(text),
         Refusal::NotNow(_) => tonic::Status::failed_precondition(text),
         Refusal::Conflict { .. } => tonic::Status::aborted(text),
+        Refusal::Store(StoreError::Stale) => tonic::Status::aborted(text),
+        Refusal::Store(StoreError::Refused(_)) => tonic::Status::failed_precondition(text),
         Refusal::Store(error) => {
             tracing::error!(%error, "the store failed");
             tonic::Status::unavailable(text)

@@ -30,9 +30,7 @@ async fn stage() -> Stage {
     let core = Core::start(Arc::new(Memory::default()), (TEXT, false), &stop, &tracker).unwrap();
     let service = discovery::Service {
         cluster: "ours".to_owned(),
-        snapshots: core.snapshots.clone(),
-        events: core.keeper.events().clone(),
-        fleet: Arc::clone(&core.fleet),
+        core: core.clone(),
         peers: crate::peers::Peers::open(None),
         stop: stop.clone(),
         tracker: tracker.clone(),
@@ -62,7 +60,7 @@ impl Stage {
     }
 
     async fn drain(&self, drained: bool) -> u64 {
-        let changed = self.core.keeper.mark(|_, ops| {
+        let changed = self.core.keeper.mark(None, |_, ops| {
             ops.entry(NodeName::new("replica-1")).or_default().drained = drained;
             Ok(())
         });

@@ -27,7 +27,7 @@ fn stage() -> Stage {
 }
 
 fn request(expected: Option<u64>, dry_run: bool) -> Request<'static> {
-    Request { actor: "me", comment: "because", expected, dry_run }
+    Request { actor: "me", comment: "because", expected, dry_run, record: None }
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn what_is_wrong_or_unexpected_changes_nothing() {
     assert!(broken.to_string().starts_with("line 1: not valid TOML"), "{broken}");
     assert!(keeper.apply(&request(None, true), &text).await.unwrap().changed, "a dry run says so");
     assert!(matches!(keeper.rollback(&request(None, false), 9).await, Err(Refusal::NotFound(_))));
-    assert_eq!(keeper.desired().await.revision, 1);
+    assert_eq!(keeper.desired().await.revision(), 1);
     assert_eq!(stage.core.snapshots.borrow().config_revision, 1);
 }
 
@@ -91,8 +91,8 @@ async fn marks_survive_a_new_configuration_but_not_their_node() {
             Ok(())
         }
     };
-    assert!(keeper.mark(mark("replica-1")).await.unwrap().changed);
-    assert!(!keeper.mark(mark("replica-1")).await.unwrap().changed, "again");
+    assert!(keeper.mark(None, mark("replica-1")).await.unwrap().changed);
+    assert!(!keeper.mark(None, mark("replica-1")).await.unwrap().changed, "again");
     let drained = || stage.core.snapshots.borrow().nodes.get(1).map(|node| node.ops.drained);
     assert_eq!(drained(), Some(true));
     keeper.apply(&request(None, false), &TEXT.replace("port = 2", "port = 3")).await.unwrap();
@@ -101,7 +101,7 @@ async fn marks_survive_a_new_configuration_but_not_their_node() {
     keeper.apply(&request(None, false), alone).await.unwrap();
     keeper.apply(&request(None, false), TEXT).await.unwrap();
     assert_eq!(drained(), Some(false), "another node of the same name");
-    let nobody = keeper.mark(|_, ops| {
+    let nobody = keeper.mark(None, |_, ops| {
         ops.insert(NodeName::new("primary"), NodeOps::default());
         Ok(())
     });
@@ -112,7 +112,9 @@ async fn marks_survive_a_new_configuration_but_not_their_node() {
 async fn a_revision_that_somebody_else_made_is_taken_up_and_not_overwritten() {
     let store: Arc<dyn Store> = Arc::new(Memory::default());
     let stage = start(Arc::clone(&store), TEXT, false).unwrap();
-    store.append(1, "somebody", "", &TEXT.replace("port = 2", "port = 4")).unwrap();
+    let text = TEXT.replace("port = 2", "port = 4");
+    let theirs = Append { expected: 1, actor: "somebody".to_owned(), text, ..Append::default() };
+    store.append(&theirs).unwrap();
     let keeper = &stage.core.keeper;
     let text = TEXT.replace("port = 2", "port = 3");
     let conflict = keeper.apply(&request(None, false), &text).await.unwrap_err();

@@ -2,18 +2,15 @@
 //! `current` (the number in force), `ops.json`, `latch.json`, `audit.jsonl`. One process at a time, by a lock on
 //! `lock`. What is replaced is written beside, synced and renamed, so that a crash leaves the old or the new.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use helios_proto::model::{NodeName, NodeOps};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-
-use super::{Document, KEPT, Latch, Meta, Ops, Record, Store, StoreError, unix_ms};
+use super::{
+    Append, Document, KEPT, Latch, Meta, Ops, Record, Store, StoreError, Versioned, stored, unix_ms,
+};
 
 /// Starts the first line of a revision; JSON follows.
 const HEAD: &str = "#! ";
@@ -23,19 +20,17 @@ const TAIL: u64 = 1 << 20;
 /// A store in a directory.
 pub struct Directory {
     path: PathBuf,
-    /// One change at a time; also keeps the lock file open, which holds the lock.
-    change: Mutex<File>,
+    /// One change at a time.
+    change: Mutex<Change>,
 }
 
-/// [`NodeOps`] as the file has it.
-#[derive(Default, Serialize, Deserialize)]
-#[serde(default)]
-struct StoredOps {
-    drained: bool,
-    weight: Option<u32>,
-    paused: bool,
-    pool_size: Option<u32>,
-    reconnect: u64,
+/// What changes take turns with.
+struct Change {
+    /// Open, which holds the lock.
+    _lock: File,
+    /// Versions of marks and latch, counted from the start of the process: nobody else writes them.
+    ops: u64,
+    latch: u64,
 }
 
 impl Directory {
@@ -55,7 +50,7 @@ impl Directory {
             };
             StoreError::Io { what, source: error.into() }
         })?;
-        Ok(Self { path: path.to_owned(), change: Mutex::new(lock) })
+        Ok(Self { path: path.to_owned(), change: Mutex::new(Change { _lock: lock, ops: 0, latch: 0 }) })
     }
 
     fn revision_path(&self, revision: u64) -> PathBuf {
@@ -79,20 +74,49 @@ impl Directory {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
     }
 
-    fn json<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, StoreError> {
+    fn parsed<T: Default>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&str) -> serde_json::Result<T>,
+    ) -> Result<T, StoreError> {
         let path = self.path.join(name);
         let Some(text) = read(&path)? else { return Ok(T::default()) };
-        serde_json::from_str(&text).map_err(|error| damaged(&path, &error.to_string()))
+        parse(&text).map_err(|error| damaged(&path, &error.to_string()))
     }
 
-    fn save_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
+    fn save(&self, name: &str, text: serde_json::Result<String>) -> Result<(), StoreError> {
         let path = self.path.join(name);
-        let mut text = serde_json::to_string_pretty(value).map_err(|error| StoreError::Io {
+        let mut text = text.map_err(|error| StoreError::Io {
             what: format!("write {}", path.display()),
             source: error.into(),
         })?;
         text.push('\n');
         self.replace(&path, text.as_bytes())
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Change> {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a line to the audit log; the change lock is held.
+    fn log(&self, record: &Record) -> Result<(), StoreError> {
+        let path = self.path.join("audit.jsonl");
+        let failed = |source| StoreError::Io { what: format!("write {}", path.display()), source };
+        let mut line = serde_json::to_string(record).map_err(|error| failed(error.into()))?;
+        line.push('\n');
+        let mut file = private(OpenOptions::new().read(true).append(true).create(true), &path)?;
+        // A crash may have left half a line: this one starts anew.
+        if !ends_well(&mut file).map_err(failed)? {
+            line.insert(0, '\n');
+        }
+        file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).map_err(failed)
+    }
+
+    /// Writes down a change that is made already: a log that cannot be written does not undo it.
+    fn log_made(&self, record: Option<&Record>) {
+        if let Some(Err(error)) = record.map(|record| self.log(record)) {
+            tracing::error!(%error, "the audit log cannot be written");
+        }
     }
 
     /// Numbers of the revisions there, in order.
@@ -122,6 +146,10 @@ impl Store for Directory {
         true
     }
 
+    fn kind(&self) -> &'static str {
+        "embedded"
+    }
+
     fn current(&self) -> Result<Option<Document>, StoreError> {
         match self.current_number()? {
             0 => Ok(None),
@@ -143,13 +171,13 @@ impl Store for Directory {
         parsed.map(Some).ok_or_else(|| damaged(&path, "its first line is not that of this revision"))
     }
 
-    fn append(&self, expected: u64, actor: &str, comment: &str, text: &str) -> Result<Meta, StoreError> {
-        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+    fn append(&self, change: &Append) -> Result<Meta, StoreError> {
+        let Append { expected, actor, comment, text, record } = change.clone();
+        let _one_at_a_time = self.turn();
         let current = self.current_number()?;
         if current != expected {
             return Err(StoreError::Conflict { expected, current });
         }
-        let (actor, comment) = (actor.to_owned(), comment.to_owned());
         let meta = Meta { revision: current + 1, at_unix_ms: unix_ms(), actor, comment };
         let path = self.revision_path(meta.revision);
         let head = serde_json::to_string(&meta).map_err(|error| StoreError::Io {
@@ -158,6 +186,7 @@ impl Store for Directory {
         })?;
         self.replace(&path, format!("{HEAD}{head}\n{text}").as_bytes())?;
         self.replace(&self.path.join("current"), format!("{}\n", meta.revision).as_bytes())?;
+        self.log_made(record.map(|record| Record { config_revision: meta.revision, ..record }).as_ref());
         self.prune();
         Ok(meta)
     }
@@ -173,47 +202,43 @@ impl Store for Directory {
             .collect())
     }
 
-    fn ops(&self) -> Result<Ops, StoreError> {
-        let stored: BTreeMap<String, StoredOps> = self.json("ops.json")?;
-        let ops = |stored| {
-            let StoredOps { drained, weight, paused, pool_size, reconnect } = stored;
-            NodeOps { drained, weight, paused, pool_size, reconnect }
-        };
-        Ok(stored.into_iter().map(|(name, stored)| (NodeName::new(&name), ops(stored))).collect())
+    fn ops(&self) -> Result<Versioned<Ops>, StoreError> {
+        let version = self.turn().ops;
+        Ok(Versioned { value: self.parsed("ops.json", stored::ops_from_json)?, version })
     }
 
-    fn save_ops(&self, ops: &Ops) -> Result<(), StoreError> {
-        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let stored = |ops: &NodeOps| {
-            let NodeOps { drained, weight, paused, pool_size, reconnect } = *ops;
-            StoredOps { drained, weight, paused, pool_size, reconnect }
-        };
-        let all: BTreeMap<&str, StoredOps> =
-            ops.iter().map(|(name, ops)| (name.as_str(), stored(ops))).collect();
-        self.save_json("ops.json", &all)
+    fn save_ops(&self, expected: u64, ops: &Ops, record: Option<&Record>) -> Result<u64, StoreError> {
+        let mut turn = self.turn();
+        if turn.ops != expected {
+            return Err(StoreError::Stale);
+        }
+        self.save("ops.json", stored::ops_to_json(ops))?;
+        turn.ops += 1;
+        self.log_made(record);
+        Ok(turn.ops)
     }
 
-    fn latch(&self) -> Result<Latch, StoreError> {
-        self.json("latch.json")
+    fn latch(&self) -> Result<Versioned<Latch>, StoreError> {
+        let version = self.turn().latch;
+        Ok(Versioned { value: self.parsed("latch.json", |text| serde_json::from_str(text))?, version })
     }
 
-    fn save_latch(&self, latch: &Latch) -> Result<(), StoreError> {
-        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        self.save_json("latch.json", latch)
+    fn save_latch(&self, before: &Versioned<Latch>, latch: &Latch) -> Result<u64, StoreError> {
+        let mut turn = self.turn();
+        if turn.latch != before.version {
+            return Err(StoreError::Stale);
+        }
+        if latch.key() < before.value.key() {
+            return Err(StoreError::Backwards);
+        }
+        self.save("latch.json", serde_json::to_string_pretty(latch))?;
+        turn.latch += 1;
+        Ok(turn.latch)
     }
 
     fn audit(&self, record: &Record) -> Result<(), StoreError> {
-        let _one_at_a_time = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.path.join("audit.jsonl");
-        let failed = |source| StoreError::Io { what: format!("write {}", path.display()), source };
-        let mut line = serde_json::to_string(record).map_err(|error| failed(error.into()))?;
-        line.push('\n');
-        let mut file = private(OpenOptions::new().read(true).append(true).create(true), &path)?;
-        // A crash may have left half a line: this one starts anew.
-        if !ends_well(&mut file).map_err(failed)? {
-            line.insert(0, '\n');
-        }
-        file.write_all(line.as_bytes()).and_then(|()| file.sync_data()).map_err(failed)
+        let _one_at_a_time = self.turn();
+        self.log(record)
     }
 
     fn audited(&self, limit: usize, actor: &str) -> Result<Vec<Record>, StoreError> {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Document, KEPT, Latch, Meta, Ops, Record, Store, StoreError, unix_ms};
+use super::{Append, Document, KEPT, Latch, Meta, Ops, Record, Store, StoreError, Versioned, unix_ms};
 
 /// Lines of the audit log kept.
 const RECORDS: usize = 1000;
@@ -17,8 +17,8 @@ pub struct Memory {
 #[derive(Default)]
 struct Inner {
     documents: VecDeque<Document>,
-    ops: Ops,
-    latch: Latch,
+    ops: Versioned<Ops>,
+    latch: Versioned<Latch>,
     records: VecDeque<Record>,
 }
 
@@ -28,9 +28,22 @@ impl Memory {
     }
 }
 
+impl Inner {
+    fn log(&mut self, record: Record) {
+        self.records.push_back(record);
+        if self.records.len() > RECORDS {
+            self.records.pop_front();
+        }
+    }
+}
+
 impl Store for Memory {
     fn is_durable(&self) -> bool {
         false
+    }
+
+    fn kind(&self) -> &'static str {
+        "memory"
     }
 
     fn current(&self) -> Result<Option<Document>, StoreError> {
@@ -41,17 +54,20 @@ impl Store for Memory {
         Ok(self.lock().documents.iter().find(|document| document.meta.revision == revision).cloned())
     }
 
-    fn append(&self, expected: u64, actor: &str, comment: &str, text: &str) -> Result<Meta, StoreError> {
+    fn append(&self, change: &Append) -> Result<Meta, StoreError> {
+        let Append { expected, actor, comment, text, record } = change.clone();
         let mut inner = self.lock();
         let current = inner.documents.back().map_or(0, |document| document.meta.revision);
         if current != expected {
             return Err(StoreError::Conflict { expected, current });
         }
-        let (actor, comment) = (actor.to_owned(), comment.to_owned());
         let meta = Meta { revision: current + 1, at_unix_ms: unix_ms(), actor, comment };
-        inner.documents.push_back(Document { meta: meta.clone(), text: text.to_owned() });
+        inner.documents.push_back(Document { meta: meta.clone(), text });
         if inner.documents.len() > KEPT {
             inner.documents.pop_front();
+        }
+        if let Some(record) = record {
+            inner.log(Record { config_revision: meta.revision, ..record });
         }
         Ok(meta)
     }
@@ -60,30 +76,42 @@ impl Store for Memory {
         Ok(self.lock().documents.iter().rev().take(limit).map(|document| document.meta.clone()).collect())
     }
 
-    fn ops(&self) -> Result<Ops, StoreError> {
+    fn ops(&self) -> Result<Versioned<Ops>, StoreError> {
         Ok(self.lock().ops.clone())
     }
 
-    fn save_ops(&self, ops: &Ops) -> Result<(), StoreError> {
-        self.lock().ops = ops.clone();
-        Ok(())
+    fn save_ops(&self, expected: u64, ops: &Ops, record: Option<&Record>) -> Result<u64, StoreError> {
+        let mut inner = self.lock();
+        if inner.ops.version != expected {
+            return Err(StoreError::Stale);
+        }
+        let version = expected + 1;
+        inner.ops = Versioned { value: ops.clone(), version };
+        if let Some(record) = record {
+            inner.log(record.clone());
+        }
+        Ok(version)
     }
 
-    fn latch(&self) -> Result<Latch, StoreError> {
+    fn latch(&self) -> Result<Versioned<Latch>, StoreError> {
         Ok(self.lock().latch.clone())
     }
 
-    fn save_latch(&self, latch: &Latch) -> Result<(), StoreError> {
-        self.lock().latch = latch.clone();
-        Ok(())
+    fn save_latch(&self, before: &Versioned<Latch>, latch: &Latch) -> Result<u64, StoreError> {
+        let mut inner = self.lock();
+        if inner.latch.version != before.version {
+            return Err(StoreError::Stale);
+        }
+        if latch.key() < before.value.key() {
+            return Err(StoreError::Backwards);
+        }
+        let version = before.version + 1;
+        inner.latch = Versioned { value: latch.clone(), version };
+        Ok(version)
     }
 
     fn audit(&self, record: &Record) -> Result<(), StoreError> {
-        let mut inner = self.lock();
-        inner.records.push_back(record.clone());
-        if inner.records.len() > RECORDS {
-            inner.records.pop_front();
-        }
+        self.lock().log(record.clone());
         Ok(())
     }
 

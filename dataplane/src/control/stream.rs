@@ -154,6 +154,7 @@ impl Client {
             system: held.system,
             cancel_id: self.peers.as_ref().map_or(0, |peers| peers.number.load(Ordering::Relaxed)),
             peer_address: self.peers.as_ref().map(|peers| peers.address.clone()).unwrap_or_default(),
+            config_revision: held.config_revision,
         }
     }
 

@@ -107,7 +107,7 @@ impl Pools {
 
     /// What waits for a switchover goes on, since its time is up; whether anything did.
     pub fn release_holds(&self) -> bool {
-        self.view().pools.iter().fold(false, |any, pool| pool.release_hold() || any)
+        self.view().pools.iter().filter(|pool| pool.release_hold()).count() > 0
     }
 
     /// Ends when a snapshot after this revision is in force.

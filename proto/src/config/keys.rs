@@ -195,8 +195,12 @@ keys! {
         tls_client_ca_file: Text, Absent, "PEM file of the authorities of client certificates; every client needs one then.";
     }
     Store {
-        kind: Word(&["embedded"]), Fallback::Text("embedded"), "How the configuration is kept: as files in a directory.";
-        directory: Text, Required, "The directory; made if it is not there.";
+        kind: Word(&["embedded", "etcd"]), Fallback::Text("embedded"), "How the configuration is kept: as files in a directory, or in etcd for several control planes.";
+        directory: Text, Absent, "The directory, made if it is not there; needed with kind = \"embedded\" and only then.";
+        endpoints: Texts, Absent, "Addresses of the members of etcd, such as \"http://etcd-1:2379\"; needed with kind = \"etcd\" and only then.";
+        prefix: Text, Fallback::Text("/helios"), "What every key in etcd starts with; the name of the fleet follows.";
+        user: Text, Absent, "User of etcd; by default none.";
+        password: Secret, Absent, "Password of that user.";
     }
     Switchover {
         driver: Word(&["sql", "exec", "manual"]), Fallback::Text("sql"), "Who promotes: pg_promote(), promote_command, or an operator.";

@@ -34,7 +34,9 @@ mod tests;
 mod tls;
 mod users;
 
-pub use plane::{Access, ControlPlane, Discovery, Management, StoreSettings, Token, TokenProof};
+pub use plane::{
+    Access, ControlPlane, Discovery, EtcdSettings, Management, StoreSettings, Token, TokenProof,
+};
 pub use problem::{Problem, Report};
 pub use switchover::{Driver, Switchover};
 pub use tls::{ClientTls, PeerSettings, ServerTls};

@@ -101,11 +101,24 @@ pub struct Discovery {
     pub tls: Option<ServerTls>,
 }
 
-/// `[store]`: an embedded store.
+/// `[store]`
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoreSettings {
-    /// Its directory.
-    pub directory: PathBuf,
+pub enum StoreSettings {
+    /// Files in this directory.
+    Embedded(PathBuf),
+    /// etcd, which several control planes share.
+    Etcd(EtcdSettings),
+}
+
+/// `[store]` with `kind = "etcd"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcdSettings {
+    /// `http://host:port` of each member; never empty.
+    pub endpoints: Vec<String>,
+    /// What every key starts with; no `/` at its end.
+    pub prefix: String,
+    /// User and password; `None`: etcd asks for none.
+    pub login: Option<(String, Secret)>,
 }
 
 pub(super) fn control_plane(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Option<ControlPlane> {
@@ -194,10 +207,61 @@ pub(super) fn store(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Option<Store
         return None;
     }
     let mut part = reader.part(root, Section::Store);
-    // One word so far: checked, not kept.
-    part.word("kind", |word| (word == "embedded").then_some(()));
-    let directory = part.text("directory").map(PathBuf::from)?;
-    Some(StoreSettings { directory })
+    let shared = part.word("kind", |word| match word {
+        "embedded" => Some(false),
+        "etcd" => Some(true),
+        _ => None,
+    })?;
+    let others: &[&str] = if shared { &["directory"] } else { &["endpoints", "prefix", "user", "password"] };
+    let kind = if shared { "embedded" } else { "etcd" };
+    for name in others {
+        if let Some(line) = part.given(name) {
+            part.problem(Some(line), format!("{name} in [store] has no effect without kind = {kind:?}"));
+        }
+    }
+    if shared {
+        return etcd(&mut part).map(StoreSettings::Etcd);
+    }
+    let directory = part.text("directory");
+    if part.given("directory").is_none() {
+        let line = part.line;
+        part.problem(line, "[store] without \"directory\"".to_owned());
+    }
+    directory.map(|directory| StoreSettings::Embedded(PathBuf::from(directory)))
+}
+
+fn etcd(part: &mut Part<'_, '_>) -> Option<EtcdSettings> {
+    let endpoints = part.texts("endpoints");
+    let line = part.given("endpoints");
+    if line.is_none() {
+        let line = part.line;
+        part.problem(line, "[store] with kind = \"etcd\" and without \"endpoints\"".to_owned());
+    }
+    for endpoint in &endpoints {
+        if endpoint.starts_with("https://") {
+            let text = format!(
+                "endpoint {endpoint:?}: https is not supported by this version; use http in a trusted network"
+            );
+            part.problem(line, text);
+        } else if !endpoint.strip_prefix("http://").is_some_and(is_endpoint) {
+            part.problem(
+                line,
+                format!("endpoint {endpoint:?} is not an address such as \"http://etcd-1:2379\""),
+            );
+        }
+    }
+    let prefix = part.text("prefix").unwrap_or_default();
+    let line = part.given("prefix");
+    if !prefix.starts_with('/') || prefix.ends_with('/') {
+        part.problem(line, format!("prefix {prefix:?} must start with \"/\" and end without"));
+    }
+    let (user, password) = (part.text("user"), part.secret("password"));
+    let lines = (part.given("user"), part.given("password"));
+    if lines.0.is_some() != lines.1.is_some() {
+        let line = lines.0.or(lines.1);
+        part.problem(line, "user and password in [store] go together".to_owned());
+    }
+    Some(EtcdSettings { endpoints, prefix, login: user.zip(password) })
 }
 
 fn is_given(root: &DeTable<'_>, section: Section) -> bool {
@@ -237,6 +301,11 @@ impl Config {
         let mut problems = Vec::new();
         let mut refuse = |wrong: bool, text: &str| problems.extend(wrong.then(|| text.to_owned()));
         refuse(discovery.explicit, "[discovery] is for helios-controlplane only; take it out");
+        let shared = matches!(store, Some(StoreSettings::Etcd(_)));
+        refuse(
+            shared && control_plane.is_none(),
+            "kind = \"etcd\" in [store] is for helios-controlplane only; a standalone proxy keeps a directory",
+        );
         if control_plane.is_some() {
             let hint = "has no effect beside [control_plane]; it belongs to helios-controlplane";
             refuse(management.explicit, &format!("[management] {hint}"));
@@ -264,7 +333,7 @@ impl Config {
         refuse(control_plane.is_some(), "[control_plane] is for heliosdb-proxy only; take it out");
         refuse(
             store.is_none(),
-            "no [store]: a directory is needed, such as \"/var/lib/helios-controlplane\"",
+            "no [store]: a directory is needed, such as \"/var/lib/helios-controlplane\", or etcd",
         );
         let has = |dataplane: bool| {
             management.tokens.iter().any(|token| (token.access == Access::Dataplane) == dataplane)

@@ -258,7 +258,35 @@ const PROBLEMS: &[(&str, &str)] = &[
         "2: endpoints in [control_plane] must be a list of texts that are not empty, at least one; it is a whole number",
     ),
     ("[store]", r#"1: [store] without "directory""#),
-    ("[store]\nkind = \"etcd\"\ndirectory = \"d\"", r#"2: kind in [store] must be "embedded"; it is "etcd""#),
+    (
+        "[store]\nkind = \"redis\"\ndirectory = \"d\"",
+        r#"2: kind in [store] must be "embedded" or "etcd"; it is "redis""#,
+    ),
+    (
+        "[store]\nkind = \"etcd\"\nendpoints = [\"http://etcd:2379\"]\ndirectory = \"d\"",
+        r#"4: directory in [store] has no effect without kind = "embedded""#,
+    ),
+    (
+        "[store]\ndirectory = \"d\"\nendpoints = [\"http://etcd:2379\"]",
+        r#"3: endpoints in [store] has no effect without kind = "etcd""#,
+    ),
+    ("[store]\nkind = \"etcd\"", r#"1: [store] with kind = "etcd" and without "endpoints""#),
+    (
+        "[store]\nkind = \"etcd\"\nendpoints = [\"etcd:2379\"]",
+        r#"3: endpoint "etcd:2379" is not an address such as "http://etcd-1:2379""#,
+    ),
+    (
+        "[store]\nkind = \"etcd\"\nendpoints = [\"https://etcd:2379\"]",
+        r#"3: endpoint "https://etcd:2379": https is not supported by this version; use http in a trusted network"#,
+    ),
+    (
+        "[store]\nkind = \"etcd\"\nendpoints = [\"http://etcd:2379\"]\nprefix = \"/a/\"",
+        r#"4: prefix "/a/" must start with "/" and end without"#,
+    ),
+    (
+        "[store]\nkind = \"etcd\"\nendpoints = [\"http://etcd:2379\"]\nuser = \"u\"",
+        "4: user and password in [store] go together",
+    ),
     (
         "[management]\ntoken = 1",
         r#"2: unknown key "token" in [management]; it belongs in [control_plane] or [[management.tokens]]"#,
@@ -619,6 +647,12 @@ fn the_examples_commented_keys_are_real_keys() {
                 && !line.starts_with("sha256")
                 && !line.starts_with("certificate =")
         })
+        // What goes with the other kind of store.
+        .filter(|line| {
+            !["endpoints = [\"http", "prefix", "user = \"helios_store", "password = \"${HELIOS_STORE"]
+                .iter()
+                .any(|start| line.starts_with(start))
+        })
         .collect();
     let text = lines.join("\n").replace("= \"off\"", "= \"time\"");
     let config = parse(&text, "example", &|_| Some("secret of 16 letters".to_owned()))
@@ -638,6 +672,7 @@ fn token(role: &str) -> String {
 #[test]
 fn each_program_refuses_what_it_cannot_use() {
     let store = "[store]\ndirectory = \"/var/lib/x\"\n";
+    let etcd = "[store]\nkind = \"etcd\"\nendpoints = [\"http://etcd-1:2379\", \"http://[::1]:2379\"]\n";
     let plane = "[control_plane]\nendpoints = [\"cp:9092\"]\n";
     let (admin, dataplane) = (token("admin"), token("dataplane"));
     let outside = "[management]\nlisten_address = \"0.0.0.0:9091\"\n";
@@ -648,6 +683,7 @@ fn each_program_refuses_what_it_cannot_use() {
     for (text, words) in [
         (String::new(), &[][..]),
         (store.to_owned(), &[]),
+        (etcd.to_owned(), &["helios-controlplane only"]),
         (outside.to_owned(), &["loopback"]),
         (format!("{outside}{admin}"), &[]),
         (dataplane.clone(), &["dataplane"]),
@@ -658,6 +694,7 @@ fn each_program_refuses_what_it_cannot_use() {
     }
     for (text, words) in [
         (format!("{store}{admin}{dataplane}"), &[][..]),
+        (format!("{etcd}{admin}{dataplane}"), &[]),
         (admin, &["[store]", "dataplane"]),
         (format!("{store}{dataplane}"), &["nobody"]),
         (format!("{plane}{store}{dataplane}[management]\nenabled = false"), &["[control_plane]"]),

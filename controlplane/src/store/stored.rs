@@ -1,0 +1,37 @@
+//! How marks are written down, the same in every store. Pure.
+
+use std::collections::BTreeMap;
+
+use helios_proto::model::{NodeName, NodeOps};
+use serde::{Deserialize, Serialize};
+
+use super::Ops;
+
+/// [`NodeOps`] as written.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct StoredOps {
+    drained: bool,
+    weight: Option<u32>,
+    paused: bool,
+    pool_size: Option<u32>,
+    reconnect: u64,
+}
+
+pub(super) fn ops_to_json(ops: &Ops) -> serde_json::Result<String> {
+    let stored = |ops: &NodeOps| {
+        let NodeOps { drained, weight, paused, pool_size, reconnect } = *ops;
+        StoredOps { drained, weight, paused, pool_size, reconnect }
+    };
+    let all: BTreeMap<&str, StoredOps> = ops.iter().map(|(name, ops)| (name.as_str(), stored(ops))).collect();
+    serde_json::to_string_pretty(&all)
+}
+
+pub(super) fn ops_from_json(text: &str) -> serde_json::Result<Ops> {
+    let stored: BTreeMap<String, StoredOps> = serde_json::from_str(text)?;
+    let ops = |stored| {
+        let StoredOps { drained, weight, paused, pool_size, reconnect } = stored;
+        NodeOps { drained, weight, paused, pool_size, reconnect }
+    };
+    Ok(stored.into_iter().map(|(name, stored)| (NodeName::new(&name), ops(stored))).collect())
+}
