@@ -17,7 +17,7 @@ pub use refusal::Refusal;
 
 use crate::coordinator::Events;
 use crate::document::{self, EditError};
-use crate::store::{Append, Document, Latch, Meta, Ops, Record, Store, StoreError, Versioned};
+use crate::store::{Append, Document, Latch, Meta, Ops, Record, Store, StoreError, Versioned, unix_ms};
 
 /// Name of a configuration in problems.
 const FILE: &str = "configuration";

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use helios_tests::controlplane::{directory, sections, token};
-use helios_tests::{Cluster, Config, ControlPlane, Heliosctl, Node, Proxy, Role, eventually, free_port};
+use helios_tests::controlplane::{directory, sections, sections_with, token};
+use helios_tests::{
+    Cluster, Config, ControlPlane, Etcd, Heliosctl, Node, Proxy, Role, eventually, free_port,
+};
 use postgres::{Client, NoTls};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -42,6 +44,16 @@ impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// A data plane of this control plane.
+fn dataplane(name: &str, discovery: u16) -> Proxy {
+    Proxy::start(&format!(
+        "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
+         endpoints = [\"127.0.0.1:{discovery}\"]\nname = \"{name}\"\ntoken = \"{}\"\n",
+        token("dataplane")
+    ))
+    .ready()
 }
 
 /// What clients of a proxy went through.
@@ -191,15 +203,7 @@ fn a_whole_fleet_is_held_and_goes_on() {
     let (discovery, store) = (free_port(), directory("store"));
     let text = Config::new(&cluster).text() + &sections(&store, discovery) + "\n[switchover]\n" + LOGIN;
     let plane = ControlPlane::start(&text);
-    let dataplane = |name: &str| {
-        Proxy::start(&format!(
-            "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
-             endpoints = [\"127.0.0.1:{discovery}\"]\nname = \"{name}\"\ntoken = \"{}\"\n",
-            token("dataplane")
-        ))
-        .ready()
-    };
-    let (one, two) = (dataplane("dp-1"), dataplane("dp-2"));
+    let (one, two) = (dataplane("dp-1", discovery), dataplane("dp-2", discovery));
     let ctl = Heliosctl::at(plane.management).role("operator");
     let denied = Heliosctl::at(plane.management).role("viewer").run(&["switchover", "--yes"]);
     assert_eq!(denied.code, 6, "{denied:?}");
@@ -215,6 +219,30 @@ fn a_whole_fleet_is_held_and_goes_on() {
     };
     Load::over(&[&one, &two], during, standby);
     // The replica followed the old primary and is not thrown away.
+    assert_eq!(primary_of(&ctl), "standby");
+}
+
+#[test]
+fn data_planes_of_other_control_planes_are_held_as_well() {
+    let cluster = cluster(&[Role::Standby]);
+    let etcd = Etcd::start(1);
+    let (first, second) = (free_port(), free_port());
+    let plane = |discovery: u16| {
+        let store = format!("kind = \"etcd\"\nendpoints = {}", etcd.endpoints());
+        let text =
+            Config::new(&cluster).text() + &sections_with(&store, discovery) + "\n[switchover]\n" + LOGIN;
+        ControlPlane::start(&text)
+    };
+    let (asked, _other) = (plane(first), plane(second));
+    let (one, two) = (dataplane("dp-1", first), dataplane("dp-2", second));
+    let ctl = Heliosctl::at(asked.management).role("operator");
+    let during = |load: &Load| {
+        load.go_on(200);
+        let done = ctl.run(&["switchover", "--to", "standby", "--yes"]).code(0);
+        println!("{}{}", done.err, done.out);
+        load.go_on(200);
+    };
+    Load::over(&[&one, &two], during, cluster.node("standby"));
     assert_eq!(primary_of(&ctl), "standby");
 }
 
