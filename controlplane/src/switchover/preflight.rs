@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use helios_proto::model::{Health, Node, NodeState, Role, Snapshot};
+use helios_proto::model::{Health, Node, NodeName, NodeState, Role, Snapshot};
 use std::sync::Arc;
 
 use crate::fleet::Dataplane;
@@ -47,6 +47,19 @@ pub fn plan(snapshot: &Snapshot, fleet: &[Dataplane], to: &str) -> Result<Plan, 
         .collect();
     if connected().next().is_none() {
         notes.push("no data plane is connected".to_owned());
+    }
+    let others: Vec<&str> = snapshot
+        .nodes
+        .iter()
+        .map(|state| &state.node.name)
+        .filter(|name| **name != from.node.name && **name != to.node.name)
+        .map(NodeName::as_str)
+        .collect();
+    if !others.is_empty() {
+        let (others, old, new) = (others.join(", "), &from.node.name, &to.node.name);
+        notes.push(format!(
+            "if {others} streams from {old}, point it at {new} afterwards, or its data grow old"
+        ));
     }
     let dataplanes = connected().map(|dataplane| dataplane.identity.id.clone()).collect();
     Ok(Plan { from: Arc::clone(&from.node), to: Arc::clone(&to.node), dataplanes, notes })
