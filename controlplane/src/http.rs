@@ -75,11 +75,7 @@ pub async fn serve(
     }
 }
 
-async fn connection(
-    io: TcpStream,
-    core: watch::Receiver<Option<Core>>,
-    sides: Arc<[Arc<ServerSide>]>,
-) {
+async fn connection(io: TcpStream, core: watch::Receiver<Option<Core>>, sides: Arc<[Arc<ServerSide>]>) {
     let service = service_fn(move |request| {
         let core = core.borrow().clone();
         let response = answer(&request, core.as_ref(), &sides);

@@ -78,7 +78,7 @@ impl Drop for Simulated {
 
 async fn dataplane(number: usize, address: SocketAddr, board: Shared) {
     let mut hello = v1::Hello {
-        cluster: "default".to_owned(),
+        cluster: "helios".to_owned(),
         dp_id: format!("dp-{number}"),
         boot_id: "1".to_owned(),
         version: "1".to_owned(),
@@ -211,7 +211,9 @@ fn rounds(
     let cpu = (used(site.plane.pid).0 - before) as usize / rounds;
     show(&format!("{what}, {count} data planes: last receipt"), receipts);
     show(&format!("{what}, {count} data planes: last acknowledgement, seen by the operator"), replies);
-    println!("{what}, {count} data planes: control plane {cpu} ms of CPU a round, with what a second costs it");
+    println!(
+        "{what}, {count} data planes: control plane {cpu} ms of CPU a round, with what a second costs it"
+    );
 }
 
 const fn wait() -> Option<v1::Wait> {
@@ -279,6 +281,8 @@ fn main() {
     let (before, rss) = used(site.plane.pid);
     thread::sleep(Duration::from_secs(5));
     let cpu = (used(site.plane.pid).0 - before) / 5;
-    println!("at rest, {topology} data planes: {cpu} ms of CPU a second, {rss} MiB ({alone} MiB without them)");
+    println!(
+        "at rest, {topology} data planes: {cpu} ms of CPU a second, {rss} MiB ({alone} MiB without them)"
+    );
     restart(&mut site, &fleet);
 }

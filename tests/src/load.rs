@@ -141,7 +141,9 @@ impl Load {
             clients.map(|(_, good)| good.load(Ordering::Relaxed)).collect::<Vec<_>>()
         };
         let before = good();
-        eventually(LONG, "the load goes on", || good().iter().zip(&before).all(|(now, then)| *now >= then + more));
+        eventually(LONG, "the load goes on", || {
+            good().iter().zip(&before).all(|(now, then)| *now >= then + more)
+        });
     }
 
     /// The next id: every request from now on has this one or a higher one.
@@ -169,7 +171,9 @@ impl Load {
     #[track_caller]
     pub fn finish(mut self) -> Outcome {
         self.shared.stop.store(true, Ordering::Relaxed);
-        eventually(LONG, "every client gets its last answer", || self.threads.iter().all(JoinHandle::is_finished));
+        eventually(LONG, "every client gets its last answer", || {
+            self.threads.iter().all(JoinHandle::is_finished)
+        });
         for thread in self.threads.drain(..) {
             thread.join().expect("a client panicked");
         }
@@ -183,6 +187,14 @@ impl Load {
 impl Drop for Load {
     /// Does not wait: a client may hang at what the test has broken, and ends with it.
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let failures = &self.shared.seen().failures;
+            eprintln!(
+                "the load: {} failures, the last: {:#?}",
+                failures.len(),
+                failures.iter().rev().take(3).collect::<Vec<_>>()
+            );
+        }
         self.shared.stop.store(true, Ordering::Relaxed);
     }
 }
@@ -235,7 +247,8 @@ impl Shared {
         match done {
             Ok(own) => {
                 if !own {
-                    seen.foreign.push(format!("request {id} of client {client} got the answer of another one"));
+                    seen.foreign
+                        .push(format!("request {id} of client {client} got the answer of another one"));
                 }
                 if id % 3 != 2 {
                     seen.acknowledged.push(id);

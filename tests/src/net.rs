@@ -130,7 +130,8 @@ impl Net {
 
     fn send_to(&self, host: u8, mac: &str) {
         let Self { name, inner, .. } = self;
-        ip(&format!("-n {name} neigh replace {} lladdr {mac} dev {inner} nud permanent", self.at(host))).unwrap();
+        ip(&format!("-n {name} neigh replace {} lladdr {mac} dev {inner} nud permanent", self.at(host)))
+            .unwrap();
     }
 
     /// What stands before a command that is to run inside.

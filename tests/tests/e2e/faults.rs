@@ -34,6 +34,12 @@ impl Fleet {
         // Without it a crash may lose what PostgreSQL has acknowledged.
         cluster.execute("alter system set synchronous_standby_names = 'standby'");
         cluster.execute("select pg_reload_conf()");
+        // A standby that lost its primary asks again after 5 s otherwise, and commits would wait for it that long.
+        for node in &cluster.nodes[1..] {
+            let mut superuser = node.superuser();
+            superuser.batch_execute("alter system set wal_retrieve_retry_interval = '100ms'").unwrap();
+            superuser.batch_execute("select pg_reload_conf()").unwrap();
+        }
         let (discovery, store) = (free_port(), directory("store"));
         let mut config = Config { balancer: "slow_start_secs = 0", ..Config::new(&cluster) };
         config.more = config.more.replace("[health]", "[health]\ncheck_timeout_secs = 0.5");
@@ -87,7 +93,9 @@ fn epoch(proxy: &Proxy) -> Option<f64> {
 /// Each of these clients was not cut, and writes.
 fn all_live(idle: &mut [Client]) {
     for client in idle {
-        client.batch_execute("update counter set n = n + 1 where id = 1").expect("an idle client notices nothing");
+        client
+            .batch_execute("update counter set n = n + 1 where id = 1")
+            .expect("an idle client notices nothing");
     }
 }
 
@@ -189,10 +197,10 @@ fn the_crash_of_a_backend_costs_what_was_in_flight_and_no_idle_client() {
     for _ in 0..2 {
         let pid: i32 = primary.superuser().query_one(backend, &[]).unwrap().get(0);
         // PostgreSQL ends every other backend (57P02), recovers (57P03), and takes connections again.
+        let crashes = || primary.log().matches("terminated by signal 9").count();
+        let before = crashes();
         signal("KILL", &[u32::try_from(pid).unwrap()]);
-        let killed = Instant::now();
-        eventually(LONG, "the crash shows", || primary.log().contains("terminated by signal 9"));
-        println!("a killed backend: the next write {:?} later", first_write(&load, killed));
+        eventually(LONG, "the crash shows", || crashes() > before);
         load.go_on(40);
     }
     all_live(&mut idle);
@@ -256,7 +264,8 @@ fn a_frozen_primary_that_thaws_after_a_promotion_gets_no_statement() {
     load.go_on(20);
     let followed = load.issued();
     drop(frozen);
-    let zombie = |proxy: &Proxy| proxy.get("/nodes").body.contains("not used: it takes writes on an old timeline");
+    let zombie =
+        |proxy: &Proxy| proxy.get("/nodes").body.contains("not used: it takes writes on an old timeline");
     eventually(LONG, "the zombie is seen", || zombie(&fleet.one) && zombie(&fleet.two));
     load.go_on(40);
     all_live(&mut idle);

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use helios_tests::controlplane::{directory, sections, token};
-use helios_tests::{Cluster, Config, ControlPlane, Heliosctl, Load, Node, Proxy, Role, eventually, free_port};
+use helios_tests::{
+    Cluster, Config, ControlPlane, Heliosctl, Load, Node, Proxy, Role, eventually, free_port,
+};
 use postgres::NoTls;
 
 const LONG: Duration = Duration::from_secs(60);
