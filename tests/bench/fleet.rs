@@ -111,8 +111,8 @@ async fn stream(
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(lost)?.tcp_nodelay(true);
     let mut client = DiscoveryClient::new(endpoint.connect().await.map_err(lost)?);
     let (outgoing, messages) = mpsc::channel(64);
-    let send = |msg| outgoing.try_send(v1::DpMsg { msg: Some(msg) });
-    send(dp_msg::Msg::Hello(hello.clone())).unwrap();
+    let send = |msg| outgoing.try_send(v1::DpMsg { msg: Some(msg) }).is_ok();
+    send(dp_msg::Msg::Hello(hello.clone()));
     let mut request = Request::new(ReceiverStream::new(messages));
     request.metadata_mut().insert("authorization", format!("Bearer {}", token("dataplane")).parse().unwrap());
     let mut incoming = client.stream(request).await?.into_inner();
@@ -121,7 +121,7 @@ async fn stream(
         let message = tokio::select! {
             message = incoming.message() => message?,
             _ = beat.tick() => {
-                let _ = send(dp_msg::Msg::Status(v1::Status { revision: hello.revision, ..v1::Status::default() }));
+                send(dp_msg::Msg::Status(v1::Status { revision: hello.revision, ..v1::Status::default() }));
                 continue;
             }
         };
@@ -142,7 +142,7 @@ async fn stream(
         (hello.revision, hello.epoch, hello.timeline) = (revision, topology.epoch, topology.timeline);
         (hello.incarnation, hello.last_primary) = (topology.incarnation, topology.last_primary);
         hello.system = topology.system;
-        let _ = send(dp_msg::Msg::Ack(v1::Ack { nonce, revision, rejected: Vec::new() }));
+        send(dp_msg::Msg::Ack(v1::Ack { nonce, revision, rejected: Vec::new() }));
         board.lock().unwrap().held[number] = (revision, Some(Instant::now()));
     }
 }
@@ -223,7 +223,7 @@ const fn wait() -> Option<v1::Wait> {
 fn drain(operator: &mut Operator, round: usize) -> v1::ChangeReply {
     let request = v1::SetNodeRequest {
         name: "replica-1".to_owned(),
-        drained: Some(round % 2 == 0),
+        drained: Some(round.is_multiple_of(2)),
         wait: wait(),
         ..v1::SetNodeRequest::default()
     };

@@ -364,10 +364,15 @@ impl Outcome {
     /// See above.
     #[track_caller]
     pub fn codes_of_a_lost_primary(&self, which: impl Fn(&Failure) -> bool) {
-        let allowed = |failure: &&Failure| match (failure.step, failure.code.as_str()) {
-            (Step::Single | Step::Begin, "57P03" | "40003") | (Step::Inside, "40001" | "57P03") => true,
-            (Step::Begin, "40001") | (Step::Commit, "08007" | "40001") | (Step::Read, "40003") => true,
-            _ => false,
+        let allowed = |failure: &&Failure| {
+            matches!(
+                (failure.step, failure.code.as_str()),
+                (Step::Single | Step::Begin, "57P03" | "40003")
+                    | (Step::Inside, "40001" | "57P03")
+                    | (Step::Begin, "40001")
+                    | (Step::Commit, "08007" | "40001")
+                    | (Step::Read, "40003")
+            )
         };
         let wrong = self.failures.iter().filter(|failure| which(failure) && !allowed(failure));
         let wrong: Vec<_> = wrong.take(5).collect();
