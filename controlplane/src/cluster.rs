@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use helios_proto::model::{
-    Evidence, Health, Hold, Node, NodeName, NodeState, Role, Snapshot, Spec, TopologyKey,
+    Evidence, Health, Hold, HoldOrder, Node, NodeName, NodeState, Role, Snapshot, Spec, TopologyKey,
 };
 use tracing::{error, info, warn};
 
 use crate::health::{Facts, Failure, FailureKind, Reply};
 use crate::lag::Ring;
-use crate::member::{Member, Outline};
+use crate::member::{Member, Outline, shown};
 use crate::primary::{self, Claim, Decision, Doubt, Known};
 use crate::store::Latch;
 
@@ -27,8 +27,6 @@ pub(crate) enum Event {
     Evidence { node: NodeName, evidence: Evidence },
     /// The configuration changed.
     Reload(Spec),
-    /// New work for a node waits, or no longer.
-    Hold(Option<Hold>),
     /// A data plane holds this: an earlier life of this control plane was further, or the data plane went on alone.
     Held(Held),
     /// The store, which other control planes write as well, holds this.
@@ -74,6 +72,8 @@ pub(crate) struct Cluster {
     ring: Ring,
     /// Over at the latest when another node becomes the primary.
     hold: Option<Hold>,
+    /// The order that it comes from, or came from.
+    obeyed: Option<HoldOrder>,
 }
 
 impl Cluster {
@@ -92,8 +92,11 @@ impl Cluster {
             doubt: None,
             ring: Ring::default(),
             hold: None,
+            obeyed: None,
         };
-        cluster.settle(Instant::now());
+        let now = Instant::now();
+        cluster.obey_hold(now);
+        cluster.settle(now);
         cluster
     }
 
@@ -117,6 +120,7 @@ impl Cluster {
             doubt: None,
             ring: Ring::default(),
             hold: snapshot.hold.clone(),
+            obeyed: None,
         };
         if snapshot.primary.is_none() {
             // Why there was none is not known here: everybody has to be asked first.
@@ -172,11 +176,7 @@ impl Cluster {
                 self.evidence(&node, evidence);
                 (Change::Nothing, None)
             }
-            Event::Reload(spec) => (self.reload(spec), None),
-            Event::Hold(hold) => {
-                self.hold = hold;
-                (Change::State, None)
-            }
+            Event::Reload(spec) => (self.reload(spec, now), None),
             Event::Held(held) => {
                 self.learn(&held);
                 (Change::State, None)
@@ -292,7 +292,7 @@ impl Cluster {
     }
 
     /// Takes a new configuration; a node with the same name and address keeps what is known about it.
-    fn reload(&mut self, spec: Spec) -> Change {
+    fn reload(&mut self, spec: Spec, now: Instant) -> Change {
         if spec == self.spec {
             return Change::Nothing;
         }
@@ -302,13 +302,14 @@ impl Cluster {
             let kept = old.iter().position(|member| member.is_same_server(node)).map(|i| old.swap_remove(i));
             let mut member = kept.unwrap_or_else(|| Member::new(Arc::clone(node), &spec.ops));
             member.state.node = Arc::clone(node);
-            member.state.ops = spec.ops.get(&node.name).copied().unwrap_or_default();
+            member.state.ops = shown(&spec.ops, &node.name);
             if forget {
                 member.facts = None;
             }
             self.members.push(member);
         }
         self.spec = spec;
+        self.obey_hold(now);
         // The index may mean another node now; `settle` finds the primary again.
         self.primary = None;
         if self.index_of_last_primary().is_none() {
@@ -321,6 +322,19 @@ impl Cluster {
         }
         info!(nodes = self.members.len(), "configuration reloaded");
         Change::State
+    }
+
+    /// New work for a node waits if a mark says so, for as long as it says from when it was first heard.
+    fn obey_hold(&mut self, now: Instant) {
+        let mut orders = self.spec.ops.iter().filter_map(|(name, ops)| Some((name, ops.hold?)));
+        let Some((name, order)) = orders.next() else {
+            self.hold = None;
+            return;
+        };
+        if self.obeyed != Some(order) {
+            self.obeyed = Some(order);
+            self.hold = Some(Hold { node: name.clone(), until: now + Duration::from_millis(order.for_ms) });
+        }
     }
 
     fn index_of_last_primary(&self) -> Option<usize> {

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use helios_proto::model::{Evidence, HealthSettings, Hold, NodeName, Snapshot, Spec};
+use helios_proto::model::{Evidence, HealthSettings, NodeName, Snapshot, Spec};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
@@ -46,8 +46,6 @@ pub struct Events {
 enum Order {
     /// Another configuration; the answer is the revision of the snapshot that holds it.
     Reload(Spec, oneshot::Sender<u64>),
-    /// New work for a node waits, or no longer; the answer is the revision of the snapshot that says so.
-    Hold(Option<Hold>, oneshot::Sender<u64>),
     /// A data plane holds this; answered once it is taken into account.
     Held(Held, oneshot::Sender<()>),
     /// The store holds this latch.
@@ -116,14 +114,6 @@ impl Events {
         published.await.ok()
     }
 
-    /// Lets new work for a node wait, or no longer. The revision of the snapshot that says so; `None`: the core has
-    /// stopped.
-    pub async fn hold(&self, hold: Option<Hold>) -> Option<u64> {
-        let (answer, published) = oneshot::channel();
-        self.orders.send(Order::Hold(hold, answer)).await.ok()?;
-        published.await.ok()
-    }
-
     /// Says what a data plane holds, perhaps of an earlier life: what is published from now on goes on from there.
     pub async fn held(&self, held: Held) {
         let (answer, done) = oneshot::channel();
@@ -182,10 +172,6 @@ impl Coordinator {
                 // Nobody may wait for the answer any more.
                 let open = self.gate.is_open();
                 let _ = answer.send(if open { self.publisher.revision() } else { self.publisher.next() });
-            }
-            Order::Hold(hold, answer) => {
-                self.handle(Event::Hold(hold));
-                let _ = answer.send(self.publisher.revision());
             }
             Order::Held(held, answer) => {
                 let revision = held.revision;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use helios_proto::config::{self, Report};
-use helios_proto::model::Spec;
+use helios_proto::model::{HoldOrder, Spec};
 use tokio::sync::Mutex;
 
 mod follow;
@@ -17,7 +17,7 @@ pub use refusal::Refusal;
 
 use crate::coordinator::Events;
 use crate::document::{self, EditError};
-use crate::store::{Append, Document, Latch, Meta, Ops, Record, Store, StoreError, Versioned};
+use crate::store::{Append, Document, Latch, Meta, Ops, Record, Store, StoreError, Versioned, unix_ms};
 
 /// Name of a configuration in problems.
 const FILE: &str = "configuration";
@@ -140,10 +140,19 @@ pub fn open(store: &dyn Store, file: &str, follow: bool) -> Result<(Desired, Ver
             Document { meta, text: seed }
         }
     };
-    let ops = store.ops()?;
+    let mut ops = store.ops()?;
+    // Of a switchover that this process, or another, died in.
+    for marks in ops.value.values_mut() {
+        marks.hold = marks.hold.filter(|order| !is_over(order, unix_ms()));
+    }
     let spec = Spec { ops: ops.value, revision: document.meta.revision, ..read(&document.text)?.spec };
     let Document { meta, text } = document;
     Ok((Desired { text, meta, spec, ops_version: ops.version }, store.latch()?))
+}
+
+/// Whether an order was given too long ago to matter, by clocks that need not agree well.
+const fn is_over(order: &HoldOrder, now: u64) -> bool {
+    now > order.given.saturating_add(order.for_ms.saturating_mul(2))
 }
 
 /// The text that the store was last given from a file.

@@ -42,11 +42,16 @@ pub(crate) struct Member {
 /// What routing obeys of a node; a change of it is published at once.
 pub(crate) type Outline = (Arc<Node>, Role, Health, Option<Instant>);
 
+/// What operators have set on a node, as data planes see it: a hold is not the node's, but the snapshot's.
+pub(crate) fn shown(ops: &BTreeMap<NodeName, NodeOps>, name: &NodeName) -> NodeOps {
+    NodeOps { hold: None, ..ops.get(name).copied().unwrap_or_default() }
+}
+
 impl Member {
     pub fn new(node: Arc<Node>, ops: &BTreeMap<NodeName, NodeOps>) -> Self {
         let state = NodeState {
             role: node.role,
-            ops: ops.get(&node.name).copied().unwrap_or_default(),
+            ops: shown(ops, &node.name),
             node,
             health: Health::Unknown,
             recovered_at: None,

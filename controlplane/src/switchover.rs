@@ -2,7 +2,8 @@
 //! has a deadline; what fails before the promotion is taken back, what is past it goes on. Owner: one task per switchover,
 //! one switchover at a time. It outlives its caller. Decides nothing about who is primary: that is the cluster's.
 //!
-//! What holds the fleet is a [`Hold`] in the snapshot, which ends by itself: should this process die, data planes go on.
+//! What holds the fleet is a mark in the store, which every control plane passes on, and which ends by itself: should this
+//! process die, data planes go on.
 
 mod command;
 pub mod preflight;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use helios_proto::config::{Driver, Switchover as Settings};
-use helios_proto::model::{Evidence, Hold, Node, Snapshot};
+use helios_proto::model::{Evidence, HoldOrder, Node, Snapshot};
 use helios_proto::wire::v1::SwitchoverResult;
 pub use helios_proto::wire::v1::switchover_event::{State, Step};
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, watch};
@@ -22,11 +23,14 @@ use self::preflight::{Plan, Running, Seen};
 use self::sql::{Lsn, Server};
 use crate::core::Core;
 use crate::feed::Kind;
+use crate::store::unix_ms;
 
 /// Pause between two looks at what still runs, and at how far a standby is.
 const LOOK: Duration = Duration::from_millis(10);
 /// Longest wait for every data plane to know the new primary.
 const TOLD: Duration = Duration::from_secs(5);
+/// Data planes of other control planes have heard of a hold after this.
+const HEARD: Duration = Duration::from_millis(300);
 /// What a hold lasts beyond the deadline of the step that it is for.
 const SPARE: Duration = Duration::from_secs(5);
 /// Words that may wait for a slow reader; more are lost to it.
@@ -208,7 +212,7 @@ impl Walk {
 
     /// Everything up to the promotion.
     async fn hand_over(&mut self, plan: &Plan, pair: &Pair) -> Result<(), String> {
-        self.drain(plan).await?;
+        self.drain(plan, pair).await?;
         let written = pair.old.written().await?;
         self.hold(plan, self.settings.promote_timeout).await?;
         // Near at first, so that the old one is not stopped for long.
@@ -227,17 +231,35 @@ impl Walk {
 
     /// Asks every data plane to hold new work back for this long at most.
     async fn hold(&self, plan: &Plan, patience: Duration) -> Result<u64, String> {
-        let until = Instant::now() + patience + SPARE;
-        let hold = Hold { node: plan.from.name.clone(), until };
-        let revision = self.core.keeper.events().hold(Some(hold)).await;
-        revision.ok_or_else(|| "the control plane is stopping".to_owned())
+        let order = HoldOrder { given: unix_ms(), for_ms: millis(patience + SPARE) };
+        self.mark(plan, Some(order)).await
+    }
+
+    /// Gives or takes back the order, at every control plane; the revision of the snapshot that says so.
+    async fn mark(&self, plan: &Plan, order: Option<HoldOrder>) -> Result<u64, String> {
+        let name = &plan.from.name;
+        let marked = self.core.keeper.mark(None, |_, ops| {
+            ops.entry(name.clone()).or_default().hold = order;
+            Ok(())
+        });
+        marked.await.map(|changed| changed.revision).map_err(|refusal| refusal.to_string())
     }
 
     fn drain_timeout(&self) -> Duration {
         self.ask.drain_timeout.unwrap_or(self.settings.drain_timeout)
     }
 
-    async fn drain(&mut self, plan: &Plan) -> Result<(), String> {
+    /// Whether nothing runs on the old primary that came through data planes of other control planes, as far as can be
+    /// seen: only the server knows. They need a moment to hear of the hold.
+    async fn others_rest(&self, pair: &Pair, began: Instant) -> Result<bool, String> {
+        let others = self.core.keeper.store().shared().map_or(0, |view| view.borrow().members.len()) > 1;
+        if !others {
+            return Ok(true);
+        }
+        Ok(began.elapsed() >= HEARD && pair.old.open_transactions().await? == 0)
+    }
+
+    async fn drain(&mut self, plan: &Plan, pair: &Pair) -> Result<(), String> {
         let patience = self.drain_timeout();
         self.say(Step::Drain, State::Begun, format!("new work for {} waits", plan.from.name));
         let began = Instant::now();
@@ -246,7 +268,7 @@ impl Walk {
         loop {
             let running = preflight::running(plan, &self.core.fleet.list(), revision);
             let running = running.map_err(|id| format!("data plane {id} has gone away"))?;
-            if running.unheard == 0 && running.busy == 0 {
+            if running.unheard == 0 && running.busy == 0 && self.others_rest(pair, began).await? {
                 if running.resting > 0 {
                     let text = format!(
                         "{} sessions are tied to their server connection and will be ended",
@@ -350,13 +372,15 @@ impl Walk {
             Ok(Some(snapshot)) => snapshot,
             Ok(None) => return Err("the control plane is stopping".to_owned()),
             Err(_) => {
-                self.let_go().await;
+                self.let_go(plan).await;
                 return Err(format!(
                     "{} was promoted, and is not seen as the primary after {limit:?}",
                     plan.to.name
                 ));
             }
         };
+        // Another primary has ended the hold already; this is for the store.
+        self.let_go(plan).await;
         let (all, told) = self.core.fleet.acknowledged(snapshot.revision, TOLD).await;
         let (epoch, timeline) = (snapshot.epoch, snapshot.timeline);
         self.say(
@@ -402,12 +426,13 @@ impl Walk {
                 self.say(Step::Abort, State::Note, text);
             }
         }
-        self.let_go().await;
+        self.let_go(plan).await;
     }
 
-    async fn let_go(&self) {
-        // `None`: the core has stopped, and the hold ends by itself.
-        let _ = self.core.keeper.events().hold(None).await;
+    async fn let_go(&self, plan: &Plan) {
+        if let Err(error) = self.mark(plan, None).await {
+            tracing::warn!(%error, "a hold is not taken back; it ends by itself");
+        }
     }
 
     fn say(&self, step: Step, state: State, text: String) {

@@ -95,6 +95,11 @@ impl Worker {
 }
 
 impl Tools {
+    /// Revision of the view in force.
+    pub fn revision(&mut self) -> u64 {
+        self.view.load().snapshot.revision
+    }
+
     /// The view in force: one atomic load when nothing has changed.
     pub fn view(&mut self) -> Arc<View> {
         Arc::clone(self.view.load())

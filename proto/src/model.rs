@@ -60,6 +60,17 @@ pub struct NodeOps {
     pub pool_size: Option<u32>,
     /// Grows with each order to reconnect: connections from before close as they come back.
     pub reconnect: u64,
+    /// The node is about to hand its part over. Data planes see it as [`Snapshot::hold`].
+    pub hold: Option<HoldOrder>,
+}
+
+/// An order of a switchover: new work for the node waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldOrder {
+    /// When it was given, in milliseconds since 1970: tells one order from another.
+    pub given: u64,
+    /// For how long at most, from when it is heard, in milliseconds.
+    pub for_ms: u64,
 }
 
 /// A node inside a snapshot: configuration plus what is known about it now.

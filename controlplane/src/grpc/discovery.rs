@@ -37,6 +37,8 @@ const ABSURD: u64 = 1 << 62;
 const LONGEST_LEAP: u32 = 1_000;
 /// Longest wait of a stream for a change of primary to be latched.
 const LATCH: Duration = Duration::from_secs(1);
+/// Longest wait of a stream for the store to say whether a data plane knows more.
+const ASK: Duration = Duration::from_secs(2);
 /// Longest wait of a stream for the first look at the nodes; a data plane waits 4 s for the answer to its call.
 const LOOK: Duration = Duration::from_secs(3);
 
@@ -149,10 +151,10 @@ impl Service {
         if hello.config_revision <= ours || !self.is_shared() {
             return Ok(());
         }
-        match self.core.keeper.refresh().await {
-            Ok(_) => Ok(()),
-            Err(Refusal::Stopping) => Err(Status::unavailable("the control plane is stopping")),
-            Err(_) => Err(Status::unavailable(format!(
+        match timeout(ASK, self.core.keeper.refresh()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(Refusal::Stopping)) => Err(Status::unavailable("the control plane is stopping")),
+            Ok(Err(_)) | Err(_) => Err(Status::unavailable(format!(
                 "the store cannot be reached, and revision {} of the configuration is older than {}",
                 ours, hello.config_revision
             ))),

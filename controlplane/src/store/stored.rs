@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use helios_proto::model::{NodeName, NodeOps};
+use helios_proto::model::{HoldOrder, NodeName, NodeOps};
 use serde::{Deserialize, Serialize};
 
 use super::Ops;
@@ -16,12 +16,15 @@ struct StoredOps {
     paused: bool,
     pool_size: Option<u32>,
     reconnect: u64,
+    /// When it was given, and for how long.
+    hold: Option<(u64, u64)>,
 }
 
 pub(super) fn ops_to_json(ops: &Ops) -> serde_json::Result<String> {
     let stored = |ops: &NodeOps| {
-        let NodeOps { drained, weight, paused, pool_size, reconnect } = *ops;
-        StoredOps { drained, weight, paused, pool_size, reconnect }
+        let NodeOps { drained, weight, paused, pool_size, reconnect, hold } = *ops;
+        let hold = hold.map(|HoldOrder { given, for_ms }| (given, for_ms));
+        StoredOps { drained, weight, paused, pool_size, reconnect, hold }
     };
     let all: BTreeMap<&str, StoredOps> = ops.iter().map(|(name, ops)| (name.as_str(), stored(ops))).collect();
     serde_json::to_string_pretty(&all)
@@ -30,8 +33,9 @@ pub(super) fn ops_to_json(ops: &Ops) -> serde_json::Result<String> {
 pub(super) fn ops_from_json(text: &str) -> serde_json::Result<Ops> {
     let stored: BTreeMap<String, StoredOps> = serde_json::from_str(text)?;
     let ops = |stored| {
-        let StoredOps { drained, weight, paused, pool_size, reconnect } = stored;
-        NodeOps { drained, weight, paused, pool_size, reconnect }
+        let StoredOps { drained, weight, paused, pool_size, reconnect, hold } = stored;
+        let hold = hold.map(|(given, for_ms)| HoldOrder { given, for_ms });
+        NodeOps { drained, weight, paused, pool_size, reconnect, hold }
     };
     Ok(stored.into_iter().map(|(name, stored)| (NodeName::new(&name), ops(stored))).collect())
 }

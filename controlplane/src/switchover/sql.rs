@@ -89,6 +89,13 @@ impl Server {
         Ok(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default())
     }
 
+    /// Transactions of clients that are open now, as far as this login may see them.
+    pub async fn open_transactions(&self) -> Result<i64, String> {
+        const SQL: &str = "select count(*) from pg_catalog.pg_stat_activity where backend_type = 'client backend' \
+            and pid <> pg_backend_pid() and application_name <> 'helios-probe' and xact_start is not null";
+        get(&self.one(SQL, SHORT).await?, 0)
+    }
+
     /// Where a primary writes.
     pub async fn written(&self) -> Result<Lsn, String> {
         lsn(&self.one("select pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::int8", SHORT).await?, 0)

@@ -366,8 +366,7 @@ impl Session {
         tools: &mut Tools,
     ) -> Result<usize, (usize, Step)> {
         let mut at = 0usize;
-        let identity = Arc::clone(&self.identity);
-        if self.server.is_none() {
+        if self.server.is_none() && self.settings_of != tools.revision() {
             // Another mode counts from the first message of a run on.
             self.refresh(&tools.view());
         }
@@ -377,7 +376,7 @@ impl Session {
             let mut judge = Judge {
                 cache: &mut tools.verdicts,
                 standard_strings: self.greeting.standard_strings,
-                known: identity.functions.as_ref(),
+                known: self.identity.functions.as_ref(),
                 readable: self.greeting.readable && !self.core.reads_differently(),
                 statements: &mut tools.statements,
                 edit: &mut tools.edit,

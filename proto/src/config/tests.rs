@@ -654,7 +654,8 @@ fn the_examples_commented_keys_are_real_keys() {
                 .any(|start| line.starts_with(start))
         })
         .collect();
-    let text = lines.join("\n").replace("= \"off\"", "= \"time\"");
+    let text =
+        lines.join("\n").replace("= \"off\"", "= \"time\"").replace("driver = \"sql\"", "driver = \"exec\"");
     let config = parse(&text, "example", &|_| Some("secret of 16 letters".to_owned()))
         .unwrap_or_else(|r| panic!("{r}\n{text}"));
     assert_eq!(config.spec.settings.users.len() + config.spec.settings.databases.len(), 2);

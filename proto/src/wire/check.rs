@@ -211,6 +211,7 @@ pub(super) fn node(sent: v1::Node) -> Checked<(Arc<Node>, NodeOps)> {
         paused,
         pool_size: pool_size.map(|size| whole(Section::PoolMode, "max_pool_size", size)).transpose()?,
         reconnect,
+        hold: None,
     };
     Ok((Arc::new(node), ops))
 }

@@ -58,7 +58,7 @@ pub fn hash(resources: &[v1::Resource]) -> Vec<u8> {
 /// What operators have set on a node.
 #[must_use]
 pub const fn ops(ops: NodeOps) -> v1::NodeOps {
-    let NodeOps { drained, weight, paused, pool_size, reconnect } = ops;
+    let NodeOps { drained, weight, paused, pool_size, reconnect, hold: _ } = ops;
     v1::NodeOps { drained, weight, paused, pool_size, reconnect }
 }
 

@@ -92,7 +92,14 @@ fn snapshot(now: Instant) -> Snapshot {
     standby.recovered_at = ago(5_000);
     standby.lag_bytes = Some(0);
     standby.lag = Some(Duration::from_millis(3));
-    standby.ops = NodeOps { drained: true, weight: Some(9), paused: true, pool_size: Some(2), reconnect: 11 };
+    standby.ops = NodeOps {
+        drained: true,
+        weight: Some(9),
+        paused: true,
+        pool_size: Some(2),
+        reconnect: 11,
+        hold: None,
+    };
     snapshot.nodes[0].health = Health::Down;
     snapshot.nodes[0].last_error = Some("refused".into());
     snapshot

@@ -170,6 +170,7 @@ fn loads_in(program: &Path, at: &str, text: &str) {
         ("HELIOS_DATAPLANE_TOKEN", token),
         ("HELIOS_ADMIN_TOKEN", "another-token-of-more-than-sixteen-bytes"),
         ("HELIOS_PROBE_PASSWORD", "secret"),
+        ("HELIOS_SWITCHOVER_PASSWORD", "secret"),
     ];
     let output = check_by(program, text, &variables);
     assert!(output.status.success(), "{at}: {}", String::from_utf8_lossy(&output.stderr));

@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use helios_tests::controlplane::{directory, sections, token};
+use helios_tests::controlplane::{directory, sections, sections_with, token};
 use helios_tests::{
-    Cluster, Config, ControlPlane, Heliosctl, Load, Node, Proxy, Role, eventually, free_port,
+    Cluster, Config, ControlPlane, Etcd, Heliosctl, Load, Node, Proxy, Role, eventually, free_port,
 };
 use postgres::NoTls;
 
@@ -34,6 +34,16 @@ fn standalone(cluster: &Cluster, switchover: &str) -> (Proxy, Heliosctl) {
         format!("[management]\nlisten_address = \"127.0.0.1:{port}\"\n[switchover]\n{LOGIN}{switchover}\n");
     let proxy = Proxy::start(&format!("{text}\n{more}")).ready();
     (proxy, Heliosctl::at(SocketAddr::from(([127, 0, 0, 1], port))))
+}
+
+/// A data plane of this control plane.
+fn dataplane(name: &str, discovery: u16) -> Proxy {
+    Proxy::start(&format!(
+        "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
+         endpoints = [\"127.0.0.1:{discovery}\"]\nname = \"{name}\"\ntoken = \"{}\"\n",
+        token("dataplane")
+    ))
+    .ready()
 }
 
 /// Runs clients on these proxies while `during` runs; nothing may have gone wrong, and nothing be lost.
@@ -129,15 +139,7 @@ fn a_whole_fleet_is_held_and_goes_on() {
     let (discovery, store) = (free_port(), directory("store"));
     let text = Config::new(&cluster).text() + &sections(&store, discovery) + "\n[switchover]\n" + LOGIN;
     let plane = ControlPlane::start(&text);
-    let dataplane = |name: &str| {
-        Proxy::start(&format!(
-            "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
-             endpoints = [\"127.0.0.1:{discovery}\"]\nname = \"{name}\"\ntoken = \"{}\"\n",
-            token("dataplane")
-        ))
-        .ready()
-    };
-    let (one, two) = (dataplane("dp-1"), dataplane("dp-2"));
+    let (one, two) = (dataplane("dp-1", discovery), dataplane("dp-2", discovery));
     let ctl = Heliosctl::at(plane.management).role("operator");
     let denied = Heliosctl::at(plane.management).role("viewer").run(&["switchover", "--yes"]);
     assert_eq!(denied.code, 6, "{denied:?}");
@@ -153,6 +155,30 @@ fn a_whole_fleet_is_held_and_goes_on() {
     };
     over(&[&one, &two], during, standby);
     // The replica followed the old primary and is not thrown away.
+    assert_eq!(primary_of(&ctl), "standby");
+}
+
+#[test]
+fn data_planes_of_other_control_planes_are_held_as_well() {
+    let cluster = cluster(&[Role::Standby]);
+    let etcd = Etcd::start(1);
+    let (first, second) = (free_port(), free_port());
+    let plane = |discovery: u16| {
+        let store = format!("kind = \"etcd\"\nendpoints = {}", etcd.endpoints());
+        let text =
+            Config::new(&cluster).text() + &sections_with(&store, discovery) + "\n[switchover]\n" + LOGIN;
+        ControlPlane::start(&text)
+    };
+    let (asked, _other) = (plane(first), plane(second));
+    let (one, two) = (dataplane("dp-1", first), dataplane("dp-2", second));
+    let ctl = Heliosctl::at(asked.management).role("operator");
+    let during = |load: &Load| {
+        load.go_on(30);
+        let done = ctl.run(&["switchover", "--to", "standby", "--yes"]).code(0);
+        println!("{}{}", done.err, done.out);
+        load.go_on(30);
+    };
+    over(&[&one, &two], during, cluster.node("standby"));
     assert_eq!(primary_of(&ctl), "standby");
 }
 
