@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 CARGO := cargo
 PROXY := -p heliosdb-proxy
 
-.PHONY: setup demo test check lint features bench bench-failover clean
+.PHONY: setup demo test check lint features bench bench-failover bench-fleet clean
 
 # Installs what is missing (PostgreSQL, PgBouncer, psycopg2, etcd, protoc).
 setup:
@@ -41,6 +41,11 @@ bench: setup
 bench-failover: setup
 	$(CARGO) build --profile fast --locked $(PROXY)
 	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin bench-failover -- $(BENCH)
+
+# A change to every data plane of a large fleet; BENCH takes options, such as BENCH="--topology 300".
+bench-fleet: setup
+	$(CARGO) build --profile fast --locked $(PROXY) -p helios-controlplane
+	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin bench-fleet -- $(BENCH)
 
 clean:
 	$(CARGO) clean

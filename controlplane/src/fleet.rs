@@ -2,6 +2,7 @@
 //! a stream holds a [`Seat`] and loses it when dropped. Never sends anything, never judges a snapshot.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -138,23 +139,22 @@ impl Fleet {
     /// Connected ones, and how many of these have acknowledged.
     pub async fn acknowledged(&self, revision: u64, longest: Duration) -> (u32, u32) {
         let mut changes = self.changed.subscribe();
-        let counts = || {
-            let inner = self.lock();
-            let connected = || inner.dataplanes.values().filter(|dataplane| dataplane.connected);
-            let acknowledged = connected().filter(|dataplane| dataplane.revision >= revision).count();
-            (connected().count(), acknowledged)
-        };
         let all = async {
+            let mut late = None;
             loop {
                 changes.borrow_and_update();
-                let (connected, acknowledged) = counts();
-                if connected == acknowledged || changes.changed().await.is_err() {
+                late = self.lock().late(revision, late);
+                if late.is_none() || changes.changed().await.is_err() {
                     return;
                 }
             }
         };
         let _ = timeout(longest, all).await;
-        let (connected, acknowledged) = counts();
+        let inner = self.lock();
+        let connected = || inner.dataplanes.values().filter(|dataplane| dataplane.connected);
+        let acknowledged = connected().filter(|dataplane| dataplane.revision >= revision).count();
+        let connected = connected().count();
+        drop(inner);
         let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
         (number(connected), number(acknowledged))
     }
@@ -173,6 +173,17 @@ impl Fleet {
 }
 
 impl Inner {
+    /// A connected data plane that has not acknowledged this revision. Looks on from the one found before: each of many
+    /// acknowledgements must not look at everybody again.
+    fn late(&self, revision: u64, before: Option<String>) -> Option<String> {
+        let late =
+            |(_, dataplane): &(&String, &Dataplane)| dataplane.connected && dataplane.revision < revision;
+        let from = before.as_deref().map_or(Bound::Unbounded, Bound::Included);
+        let further = self.dataplanes.range::<str, _>((from, Bound::Unbounded)).find(late);
+        let found = further.or_else(|| self.dataplanes.iter().find(late)).map(|(id, _)| id);
+        if found == before.as_ref() { before } else { found.cloned() }
+    }
+
     /// Makes room: those gone longest go first.
     fn forget(&mut self) {
         while self.dataplanes.len() > MOST {
@@ -254,6 +265,27 @@ mod tests {
         };
         assert_eq!(tokio::join!(waiting, leaving).0, (1, 1), "who is gone is not waited for");
         assert_eq!(fleet.list().len(), 2, "but known");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_overlooked_in_whatever_order_they_answer() {
+        let fleet = Fleet::new(Feed::new());
+        let join = |number: u32| fleet.join(identity(&format!("dp-{number}"), "1"));
+        let mut seats: Vec<Seat> = (1..9).map(join).collect();
+        let second = Duration::from_secs(1);
+        let answers = async {
+            tokio::task::yield_now().await;
+            // One more comes, before all others in the order of names.
+            seats.push(join(0));
+            for number in [7, 0, 3, 1, 5, 4, 6, 2] {
+                seats[number].ack(ack(5));
+                tokio::time::sleep(second).await;
+            }
+            seats[8].ack(ack(5));
+            seats
+        };
+        let (counted, seats) = tokio::join!(fleet.acknowledged(5, second * 60), answers);
+        assert_eq!((counted, seats.len()), ((9, 9), 9));
     }
 
     #[tokio::test]

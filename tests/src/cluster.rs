@@ -135,6 +135,7 @@ host replication all 127.0.0.1/32 trust
 host all md5user 127.0.0.1/32 md5
 host all clear 127.0.0.1/32 password
 host all trusty 127.0.0.1/32 trust
+host all all 10.231.0.0/16 scram-sha-256
 host all all 127.0.0.1/32 scram-sha-256
 ";
 
@@ -146,6 +147,16 @@ impl Node {
     #[must_use]
     pub fn superuser(&self) -> Client {
         self.try_superuser().unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
+    /// Runs statements here that need a restart of the server, and restarts it.
+    ///
+    /// # Panics
+    /// When one fails.
+    pub fn restart_with(&self, sql: &str) {
+        self.superuser().batch_execute(sql).unwrap();
+        self.stop("fast");
+        self.start();
     }
 
     fn try_superuser(&self) -> Result<Client, postgres::Error> {
@@ -391,7 +402,11 @@ impl Cluster {
 
     fn configure(node: &Node) {
         let sockets = node.sockets.display();
-        let text = format!("{SETTINGS}\nport = {}\nunix_socket_directories = '{sockets}'\n", node.port);
+        // A standby says its cluster_name as application_name: that is how synchronous_standby_names knows it.
+        let text = format!(
+            "{SETTINGS}\nport = {}\nunix_socket_directories = '{sockets}'\ncluster_name = '{}'\n",
+            node.port, node.name
+        );
         // initdb's own file holds nothing that we need.
         std::fs::write(node.data.join("postgresql.conf"), text).unwrap();
     }

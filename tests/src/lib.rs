@@ -1,5 +1,6 @@
 //! Harness: real PostgreSQL clusters ([`Cluster`]), the proxy as a process ([`Proxy`]), control planes for a fleet of
-//! them ([`ControlPlane`]), etcd behind these ([`Etcd`]), and a client that sends any bytes ([`Raw`]). Everything that it starts ends with the test process, also when that is killed ([`guard`]).
+//! them ([`ControlPlane`]), etcd behind these ([`Etcd`]), clients
+//! that check every answer ([`Load`]), networks that can be cut ([`Net`]), and a client that sends any bytes ([`Raw`]). Everything that it starts ends with the test process, also when that is killed ([`guard`]).
 //! Never mocks a server, never waits a fixed time: it asks again until an answer is there or a deadline has passed.
 // Test code: a broken assumption has to stop the test, loudly and where it happens.
 #![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
@@ -10,6 +11,8 @@ pub mod etcd;
 pub mod guard;
 pub mod heliosctl;
 pub mod http;
+pub mod load;
+pub mod net;
 pub mod pki;
 pub mod proxy;
 pub mod raw;
@@ -22,6 +25,8 @@ pub use cluster::{Cluster, Node, Role};
 pub use controlplane::{ControlPlane, Operator};
 pub use etcd::Etcd;
 pub use heliosctl::Heliosctl;
+pub use load::Load;
+pub use net::Net;
 pub use pki::Pki;
 pub use proxy::{Config, Proxy};
 pub use raw::{Message, Raw};

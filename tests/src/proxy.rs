@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::{Cluster, Node, Role, client_config};
 use crate::guard::{Guard, signal};
 use crate::http::{self, Metrics};
+use crate::net::Net;
 use crate::raw::{Hello, Raw};
 use crate::{cluster, eventually};
 
@@ -198,8 +199,25 @@ impl Proxy {
     #[must_use]
     #[track_caller]
     pub fn start(text: &str) -> Self {
+        Self::launch(text, Command::new("sh"))
+    }
+
+    /// The same inside a network of its own.
+    ///
+    /// # Panics
+    /// As [`Proxy::start`].
+    #[must_use]
+    #[track_caller]
+    pub fn start_in(net: &Net, text: &str) -> Self {
+        let prefix = net.prefix();
+        let mut command = Command::new(&prefix[0]);
+        command.args(&prefix[1..]).arg("sh");
+        Self::launch(text, command)
+    }
+
+    #[track_caller]
+    fn launch(text: &str, mut command: Command) -> Self {
         let file = config_file(text);
-        let mut command = Command::new("sh");
         command
             .args(["-c", "ulimit -n 65536 2>/dev/null || ulimit -n \"$(ulimit -Hn)\"; exec \"$0\" \"$@\""]);
         command.arg(program()).arg("--config").arg(&file).args(["--log-format", "text"]);
@@ -264,7 +282,12 @@ impl Proxy {
     /// Connection settings of `role` through this proxy.
     #[must_use]
     pub fn config(&self, role: &str) -> postgres::Config {
-        client_config(self.port(), role)
+        let mut config = client_config(self.port(), role);
+        // Beside the host that it names already: inside a network of its own.
+        if !self.address.ip().is_loopback() {
+            config.hostaddr(self.address.ip());
+        }
+        config
     }
 
     /// Connects as `role` with the raw client.

@@ -2,14 +2,13 @@
 //! of its own. Times are printed, never asserted.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use helios_tests::controlplane::{directory, sections, sections_with, token};
 use helios_tests::{
-    Cluster, Config, ControlPlane, Etcd, Heliosctl, Node, Proxy, Role, eventually, free_port,
+    Cluster, Config, ControlPlane, Etcd, Heliosctl, Load, Node, Proxy, Role, eventually, free_port,
 };
-use postgres::{Client, NoTls};
+use postgres::NoTls;
 
 const LONG: Duration = Duration::from_secs(60);
 /// Clients that write all the time.
@@ -37,15 +36,6 @@ fn standalone(cluster: &Cluster, switchover: &str) -> (Proxy, Heliosctl) {
     (proxy, Heliosctl::at(SocketAddr::from(([127, 0, 0, 1], port))))
 }
 
-/// Tells clients to stop when it is dropped.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// A data plane of this control plane.
 fn dataplane(name: &str, discovery: u16) -> Proxy {
     Proxy::start(&format!(
@@ -56,67 +46,13 @@ fn dataplane(name: &str, discovery: u16) -> Proxy {
     .ready()
 }
 
-/// What clients of a proxy went through.
-#[derive(Default)]
-struct Load {
-    stop: AtomicBool,
-    next: AtomicUsize,
-    errors: std::sync::Mutex<Vec<String>>,
-    acknowledged: std::sync::Mutex<Vec<i64>>,
-}
-
-impl Load {
-    /// Transactions, single statements and reads in turn, until told to stop.
-    fn run(&self, proxy: &Proxy) {
-        let mut client = proxy.connect("app");
-        while !self.stop.load(Ordering::Relaxed) {
-            let i = i64::try_from(self.next.fetch_add(1, Ordering::Relaxed)).unwrap();
-            match self.one(&mut client, i) {
-                Ok(()) => self.acknowledged.lock().unwrap().push(i),
-                Err(error) => self.errors.lock().unwrap().push(format!("{error}: {:?}", error.as_db_error())),
-            }
-        }
-    }
-
-    fn one(&self, client: &mut Client, i: i64) -> Result<(), postgres::Error> {
-        if i % 2 == 0 {
-            client.batch_execute(&format!("insert into written values ({i})"))?;
-            client.query("select count(*) from written where i < 10", &[]).map(drop)
-        } else {
-            let mut transaction = client.transaction()?;
-            transaction.execute("insert into written values ($1)", &[&i])?;
-            transaction.query("select 1 from written where i = $1", &[&i])?;
-            transaction.commit()
-        }
-    }
-
-    /// Runs clients on these proxies while `during` runs; nothing may have gone wrong, and nothing be lost.
-    fn over(proxies: &[&Proxy], during: impl FnOnce(&Self), primary: &Node) {
-        let load = Self::default();
-        std::thread::scope(|scope| {
-            for i in 0..WRITERS {
-                let (load, proxy) = (&load, proxies[i % proxies.len()]);
-                scope.spawn(move || load.run(proxy));
-            }
-            // Whatever happens, the clients end.
-            let _stop = Stop(&load.stop);
-            during(&load);
-        });
-        let errors = load.errors.into_inner().unwrap();
-        assert!(errors.is_empty(), "{} errors, the first: {}", errors.len(), errors[0]);
-        let rows = primary.superuser().query("select i from written", &[]).unwrap();
-        let there: std::collections::HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
-        let acknowledged = load.acknowledged.into_inner().unwrap();
-        let missing: Vec<_> = acknowledged.iter().filter(|i| !there.contains(i)).collect();
-        assert!(missing.is_empty(), "acknowledged and lost: {missing:?}");
-        println!("{} statements or transactions, no error, none lost", acknowledged.len());
-    }
-
-    /// Waits until this many more have been acknowledged.
-    fn go_on(&self, more: usize) {
-        let goal = self.acknowledged.lock().unwrap().len() + more;
-        eventually(LONG, "writes go on", || self.acknowledged.lock().unwrap().len() >= goal);
-    }
+/// Runs clients on these proxies while `during` runs; nothing may have gone wrong, and nothing be lost.
+fn over(proxies: &[&Proxy], during: impl FnOnce(&Load), primary: &Node) {
+    let load = Load::start(WRITERS, proxies);
+    during(&load);
+    let outcome = load.finish();
+    outcome.check(primary);
+    outcome.nothing_failed();
 }
 
 fn primary_of(ctl: &Heliosctl) -> String {
@@ -134,13 +70,13 @@ fn nobody_notices_a_switchover_by_sql() {
     assert!(dry.out.contains("standby could take over from primary"), "{dry:?}");
     assert_eq!(primary_of(&ctl), "primary");
     let during = |load: &Load| {
-        load.go_on(200);
+        load.go_on(30);
         let done = ctl.run(&["switchover", "--to", "standby", "--yes"]).code(0);
         println!("{}{}", done.err, done.out);
         assert!(done.out.starts_with("standby is the primary, new work waited "), "{done:?}");
-        load.go_on(200);
+        load.go_on(30);
     };
-    Load::over(&[&proxy], during, standby);
+    over(&[&proxy], during, standby);
     idle.batch_execute("insert into written values (-1)").unwrap();
     assert_eq!(primary_of(&ctl), "standby");
     // The old one takes no writes, and is not used.
@@ -178,7 +114,7 @@ fn with_commands_the_old_primary_comes_back_as_a_standby_and_takes_over_again() 
     let (proxy, ctl) = standalone(&cluster, &text);
     let during = |load: &Load| {
         for to in ["standby", "primary"] {
-            load.go_on(200);
+            load.go_on(30);
             let done = ctl.run(&["switchover", "--to", to, "--yes"]).code(0);
             println!("{}{}", done.err, done.out);
             assert_eq!(primary_of(&ctl), to);
@@ -191,9 +127,9 @@ fn with_commands_the_old_primary_comes_back_as_a_standby_and_takes_over_again() 
                         && node["role"] == "standby"
             });
         }
-        load.go_on(200);
+        load.go_on(30);
     };
-    Load::over(&[&proxy], during, primary);
+    over(&[&proxy], during, primary);
 }
 
 #[test]
@@ -208,16 +144,16 @@ fn a_whole_fleet_is_held_and_goes_on() {
     let denied = Heliosctl::at(plane.management).role("viewer").run(&["switchover", "--yes"]);
     assert_eq!(denied.code, 6, "{denied:?}");
     let during = |load: &Load| {
-        load.go_on(200);
+        load.go_on(30);
         let done = ctl.run(&["switchover", "--to", "standby", "--yes", "-o", "json"]).code(0);
         println!("{}", done.err);
         let last: serde_json::Value = serde_json::from_str(done.out.lines().last().unwrap()).unwrap();
         let result = &last["result"];
         assert_eq!((&result["ok"], &result["to"]), (&true.into(), &"standby".into()), "{last:#}");
         assert!(done.err.contains("2 data planes in"), "{}", done.err);
-        load.go_on(200);
+        load.go_on(30);
     };
-    Load::over(&[&one, &two], during, standby);
+    over(&[&one, &two], during, standby);
     // The replica followed the old primary and is not thrown away.
     assert_eq!(primary_of(&ctl), "standby");
 }
@@ -237,12 +173,12 @@ fn data_planes_of_other_control_planes_are_held_as_well() {
     let (one, two) = (dataplane("dp-1", first), dataplane("dp-2", second));
     let ctl = Heliosctl::at(asked.management).role("operator");
     let during = |load: &Load| {
-        load.go_on(200);
+        load.go_on(30);
         let done = ctl.run(&["switchover", "--to", "standby", "--yes"]).code(0);
         println!("{}{}", done.err, done.out);
-        load.go_on(200);
+        load.go_on(30);
     };
-    Load::over(&[&one, &two], during, cluster.node("standby"));
+    over(&[&one, &two], during, cluster.node("standby"));
     assert_eq!(primary_of(&ctl), "standby");
 }
 
