@@ -16,10 +16,10 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use crate::eventually;
 use crate::guard::{Guard, signal};
 use crate::http;
 use crate::proxy::{address_after, config_file, program};
-use crate::eventually;
 
 /// How long the program may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);

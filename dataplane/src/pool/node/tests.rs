@@ -36,8 +36,9 @@ impl World {
             port: 1,
             role: Role::Primary,
             weight: 100,
+            max_connections: None,
         };
-        let pool = NodePool::new(Arc::new(node), max);
+        let pool = NodePool::new(Arc::new(node), max, Source::Leased);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         Self { pool, identities: Identities::default(), listener, accepted: Mutex::default() }
     }
@@ -233,7 +234,7 @@ async fn waits_expire_later_while_the_pool_is_paused() {
     let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
     let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
     let orders = |paused| NodeOps { paused, ..NodeOps::default() };
-    world.pool.obey(&orders(true), false, &settings);
+    world.pool.obey(&orders(true), false, None, &settings);
     let waiter = Waiter::new(0);
     let request = Request { identity: &app, waiter: &waiter, caps: Caps::default(), timeout: Duration::ZERO };
     assert_eq!(got(&world.pool.checkout(&request)), Got::Wait);
@@ -243,7 +244,7 @@ async fn waits_expire_later_while_the_pool_is_paused() {
     world.pool.expire(now + settings.write_timeout + Duration::from_secs(1));
     assert!(matches!(outcome(&waiter), Some(Outcome::Expired)));
     assert_eq!(got(&world.pool.checkout(&request)), Got::Wait);
-    world.pool.obey(&orders(false), false, &settings);
+    world.pool.obey(&orders(false), false, None, &settings);
     assert!(has_place(&waiter).is_some(), "resumed");
 }
 
@@ -254,7 +255,7 @@ async fn a_smaller_pool_shrinks_as_connections_come_back_and_dead_ones_are_not_l
     let text = "[pool_mode]\nmax_pool_size = 1\n[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
     let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
     let conns = [world.conn(&app, 0).await, world.conn(&app, 0).await, world.conn(&app, 0).await];
-    world.pool.obey(&NodeOps::default(), false, &settings);
+    world.pool.obey(&NodeOps::default(), false, None, &settings);
     conns.into_iter().for_each(|conn| world.pool.put_back(conn));
     assert_eq!(world.counts(), (1, 0, 1, 0));
     world.accepted.lock().unwrap().clear();
@@ -273,7 +274,7 @@ async fn a_held_pool_lends_nothing_knows_who_rests_and_sends_the_queue_elsewhere
     let (mut tied, busy) = (world.conn(&app, 0).await, world.conn(&app, 0).await);
     tied.slot.set_resting(true);
     tied.slot.set_resting(true);
-    world.pool.obey(&NodeOps::default(), true, &settings);
+    world.pool.obey(&NodeOps::default(), true, None, &settings);
     let waiter = Waiter::new(0);
     assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Wait, "there is room, but it is held");
     assert_eq!((world.pool.counts().active, world.pool.resting(), world.pool.is_held()), (2, 1, true));
