@@ -95,6 +95,10 @@ impl Holder {
     /// in force are of an earlier life.
     fn hear(&mut self, usage: &Usage, (confirmed, earlier): (u64, bool), now: Instant) {
         self.seen = now;
+        if now >= self.until {
+            // What it had beyond its floor is somebody else's by now.
+            self.sent.iter_mut().for_each(|sent| sent.most = sent.floor);
+        }
         if earlier {
             self.inherited = self.inherited.max(usage.floor);
         }

@@ -288,3 +288,61 @@ async fn a_held_pool_lends_nothing_knows_who_rests_and_sends_the_queue_elsewhere
     drop(tied);
     assert_eq!((world.pool.counts().total, world.pool.resting()), (0, 0));
 }
+
+/// Lets the tasks that see connections off run, until there are so many connections.
+async fn until_total(world: &World, total: u32) {
+    let end = Instant::now() + LONG;
+    while world.counts().0 != total {
+        assert!(Instant::now() < end, "{:?}", world.counts());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn within_a_budget_a_place_is_free_when_its_server_has_ended() {
+    let world = World::new(5).await;
+    let app = world.identity("app", "db");
+    let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
+    let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
+    world.pool.obey(&NodeOps::default(), false, Some(9), &settings);
+    assert_eq!(got(&world.ask(&app, &Waiter::new(0), Caps::default())), Got::Wait, "nothing is granted yet");
+    let share = |most| Granted { most, floor: 1, until: Instant::now() + LONG };
+    world.pool.set_share(share(3));
+    let standing = world.pool.standing();
+    assert_eq!((standing.granted, standing.floor, standing.limit), (Some(3), 1, 9));
+    let (one, two) = (world.conn(&app, 0).await, world.conn(&app, 0).await);
+    world.pool.put_back(one);
+    world.pool.put_back(two);
+    let (other, waiter) = (world.identity("other", "db"), Waiter::new(0));
+    world.pool.set_share(share(2));
+    assert_eq!(got(&world.ask(&other, &waiter, Caps::default())), Got::Wait);
+    assert_eq!(world.counts(), (2, 1, 1, 1), "one makes room, and counts until its server has ended");
+    world.accepted.lock().unwrap().remove(0);
+    let end = Instant::now() + LONG;
+    while has_place(&waiter).is_none() {
+        assert!(Instant::now() < end, "it goes to who waits: {:?}", world.counts());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    until_total(&world, 1).await;
+}
+
+#[tokio::test]
+async fn a_smaller_share_closes_what_is_idle_and_lets_the_others_end() {
+    let world = World::new(5).await;
+    let app = world.identity("app", "db");
+    let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
+    let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
+    world.pool.obey(&NodeOps::default(), false, Some(9), &settings);
+    let share = |most| Granted { most, floor: 1, until: Instant::now() + LONG };
+    world.pool.set_share(share(3));
+    let conns = [world.conn(&app, 0).await, world.conn(&app, 0).await, world.conn(&app, 0).await];
+    let [one, two, three] = conns;
+    world.pool.put_back(one);
+    world.pool.set_share(share(1));
+    assert_eq!((world.counts().2, world.counts().1), (0, 3), "the idle one closes, the busy ones go on");
+    world.pool.put_back(two);
+    world.pool.put_back(three);
+    assert_eq!(world.counts().2, 1);
+    world.accepted.lock().unwrap().clear();
+    until_total(&world, 1).await;
+}

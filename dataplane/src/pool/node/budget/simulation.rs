@@ -163,12 +163,14 @@ impl World {
             3 | 4 if there => {
                 let longest = if self.dice.one_in(2) { 20 } else { LONGEST_CUT };
                 let cut = Duration::from_millis(self.dice.below(longest * 1_000));
-                self.dataplanes[at].cut_until = self.now + cut;
+                let until = &mut self.dataplanes[at].cut_until;
+                if *until <= self.now {
+                    *until = self.now + cut;
+                }
                 self.dataplanes[at].disconnect();
             }
             5 if !self.is_cut() || self.now >= self.restarted + BETWEEN_RESTARTS => self.restart(),
-            6 => self.now += Duration::from_millis(self.dice.below(900)),
-            7..=12 if there => self.dataplanes[at].wants = self.dice.number(60),
+            6..=12 if there => self.dataplanes[at].wants = self.dice.number(60),
             _ => {}
         }
     }
@@ -271,6 +273,6 @@ fn in_calm_times_everybody_gets_what_is_fair() {
         let shares: Vec<_> = world.dataplanes.iter().map(|d| d.budget.share(world.now).unwrap()).collect();
         let busy = shares[0] + shares[1];
         assert!(shares[0].abs_diff(shares[1]) <= 2 + busy / 20 && shares[2] >= 3, "seed {seed}: {shares:?}");
-        assert!(busy >= 100.min(world.limit * 3 / 4), "seed {seed}: {shares:?} of {}", world.limit);
+        assert!(busy >= 90.min(world.limit * 2 / 3), "seed {seed}: {shares:?} of {}", world.limit);
     }
 }
