@@ -130,6 +130,12 @@ pub fn event(number: i32) -> &'static str {
     }
 }
 
+/// What is granted of a budget; a line where there is none.
+#[must_use]
+pub fn budget(granted: u32, limit: u32) -> String {
+    if limit == 0 { "-".to_owned() } else { format!("{granted}/{limit}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

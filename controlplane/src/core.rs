@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::leading::Budgets;
 use crate::cluster::Cluster;
 use crate::coordinator::{self, Handle};
 use crate::feed::Feed;
@@ -34,6 +35,8 @@ pub struct Core {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Whether data planes may be told; false while a change of primary cannot be latched.
     pub leading: watch::Receiver<bool>,
+    /// Who may hold how many server connections.
+    pub budgets: Arc<Budgets>,
 }
 
 impl Core {
@@ -48,6 +51,7 @@ impl Core {
         stop: &CancellationToken,
         tracker: &TaskTracker,
     ) -> Result<Self, Refusal> {
+        let empty = store.current()?.is_none();
         let (desired, latch) = keeper::open(store.as_ref(), file, follow)?;
         let cluster = Cluster::new(desired.spec.clone(), &latch.value);
         let shared = store.shared();
@@ -56,6 +60,8 @@ impl Core {
         let handle = coordinator::start(cluster, reached, gate, stop.clone(), tracker);
         let Handle { snapshots, events, leading, wanted } = handle;
         let keeper = Arc::new(Keeper::new(store, desired, events));
+        // Several control planes may have found it empty.
+        let budgets = Budgets::new(Arc::clone(&keeper), empty && keeper.is_durable() && shared.is_none());
         let feed = Feed::new();
         tracker.spawn(Arc::clone(&feed).follow(snapshots.clone(), stop.clone()));
         let latching =
@@ -71,7 +77,7 @@ impl Core {
             }
             None => {}
         }
-        Ok(Self { keeper, fleet: Fleet::new(Arc::clone(&feed)), feed, snapshots, leading })
+        Ok(Self { keeper, fleet: Fleet::new(Arc::clone(&feed)), feed, snapshots, leading, budgets })
     }
 }
 

@@ -229,7 +229,7 @@ role = "replica"
 
     fn node(name: &str) -> Node {
         let (host, role) = ("h4".to_owned(), Role::Replica);
-        Node { name: NodeName::new(name), host, port: 5433, role, weight: 7 }
+        Node { name: NodeName::new(name), host, port: 5433, role, weight: 7, max_connections: None }
     }
 
     #[test]

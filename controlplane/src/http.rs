@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::Standing;
 use crate::core::Core;
 
 /// TLS of the services.
@@ -196,6 +197,18 @@ fn metrics_of(core: &Core) -> String {
         })
         .collect();
     family("node_healthy", "1 if the health checks say up.", &healthy);
+    let standings = core.budgets.standings();
+    if !standings.is_empty() {
+        let each = |of: fn(&Standing) -> u32| -> Vec<_> {
+            let value =
+                |standing: &Standing| (format!("{{node=\"{}\"}}", standing.node), of(standing).to_string());
+            standings.iter().map(value).collect()
+        };
+        let help = "Most server connections of all data planes together.";
+        family("budget_limit", help, &each(|standing| standing.limit));
+        let help = "Of these, what no data plane may hold now.";
+        family("budget_free", help, &each(|standing| standing.free));
+    }
     text
 }
 

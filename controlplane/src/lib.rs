@@ -6,12 +6,15 @@
 //! The walk of a change: [`grpc::management`] -> [`keeper`] -> [`store`] -> `coordinator` -> the same channel -> the
 //! [`fleet`]'s acknowledgements -> the answer.
 //!
+//! The walk of a connection budget: a data plane's status -> [`budget`] -> grants, on the same stream.
+//!
 //! The walk of a switchover: [`switchover`], which holds the fleet back through the same channel.
 //!
 //! [`core`] starts all of it without listeners, as a standalone proxy needs it; [`go_on`] only the loop and its probes, as
 //! a data plane needs it that lost its control plane; [`app`] is the program.
 
 pub mod app;
+pub mod budget;
 mod cluster;
 mod coordinator;
 pub mod core;

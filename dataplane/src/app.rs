@@ -7,6 +7,7 @@ use crate::http::{self, Shim};
 use crate::lanes::{Arrival, Lanes};
 use crate::limits::Clients;
 use crate::listener::{self, WorkerThread, start_worker};
+use crate::pool::node::Source;
 use crate::pool::{Identities, Pools, catalog, sweep};
 use crate::registry::{self, Registry};
 use crate::standalone::{self, Standalone};
@@ -74,7 +75,7 @@ pub async fn start(config: Config) -> io::Result<App> {
     let (lanes, inboxes) = Lanes::new(config.workers.unwrap_or_else(cores).max(1));
     let shared = Arc::new(Shared {
         lanes: Arc::new(lanes),
-        pools: Arc::new(Pools::new(first)),
+        pools: Arc::new(Pools::new(first, control.source())),
         identities: Arc::default(),
         statements: Scope::new(registry::random()),
         registry,
@@ -194,6 +195,14 @@ impl Control {
         }
     }
 
+    /// Where shares of the nodes' budgets come from.
+    const fn source(&self) -> Source {
+        match self {
+            Self::Standalone(_) => Source::Alone,
+            Self::Remote(_) => Source::Leased,
+        }
+    }
+
     fn link(&self) -> Arc<Link> {
         match self {
             Self::Standalone(control) => control.link(),
@@ -225,7 +234,8 @@ impl Control {
                 control.serve(config, shared, (stop, tasks)).await
             }
             Self::Remote(control) => {
-                control.report(status);
+                let pools = Arc::clone(&shared.pools);
+                control.report(status, Box::new(move |node, granted| pools.grant(node, granted)));
                 Ok(None)
             }
         }

@@ -8,6 +8,7 @@ mod peers;
 mod stream;
 
 use crate::listener::WorkerThread;
+use crate::pool::node::Granted;
 use crate::registry::Registry;
 use crate::worker::{Shared, TellEvidence};
 use alone::StartArbiter;
@@ -32,6 +33,17 @@ const QUEUE: usize = 256;
 /// Says how the data plane is doing; there once it has started.
 pub type StatusOf = Box<dyn Fn() -> v1::Status + Send + Sync>;
 
+/// Takes a share of a node's budget.
+pub type TakeGrant = Box<dyn Fn(&str, Granted) + Send + Sync>;
+
+/// The data plane as its control plane sees it; there once it has started.
+pub struct Face {
+    /// How it is doing.
+    pub status: StatusOf,
+    /// What it is granted.
+    pub grant: TakeGrant,
+}
+
 /// What is known about the way to the control plane, for metrics and /health.
 pub struct Link {
     connected: AtomicBool,
@@ -55,7 +67,7 @@ pub struct Remote {
     /// For the control plane, and for who takes its place.
     evidence: [mpsc::Sender<(NodeName, Evidence)>; 2],
     link: Arc<Link>,
-    status: Arc<OnceLock<StatusOf>>,
+    face: Arc<OnceLock<Face>>,
 }
 
 impl Link {
@@ -162,7 +174,7 @@ impl Remote {
         let (evidence_alone, seen_alone) = mpsc::channel(QUEUE);
         let (keep, kept) = watch::channel(None);
         let (publish, keep) = (Arc::new(publish), Arc::new(keep));
-        let (link, status) = (Link::new(false), Arc::new(OnceLock::new()));
+        let (link, face) = (Link::new(false), Arc::new(OnceLock::new()));
         let tls = follow_tls(plane, &link, &stop, tracker)?;
         let peers = plane.peers.as_ref().map(|settings| {
             Peers::start(plane, (settings, tls.clone()), (registry, &number), &stop, tracker)
@@ -185,14 +197,15 @@ impl Remote {
             keep,
             evidence: seen,
             link: Arc::clone(&link),
-            status: Arc::clone(&status),
+            face: Arc::clone(&face),
+            leases: stream::Leases::default(),
         };
         tracker.spawn(client.run(stop.clone()));
         tracker.spawn(guard.run(stop.clone()));
         if let Some(place) = file {
             tracker.spawn(place.run(kept, stop));
         }
-        Ok(Self { snapshots, evidence: [evidence, evidence_alone], link, status })
+        Ok(Self { snapshots, evidence: [evidence, evidence_alone], link, face })
     }
 
     /// Snapshots as they come; the first is there already.
@@ -219,10 +232,10 @@ impl Remote {
         Arc::clone(&self.link)
     }
 
-    /// Sends this status from now on.
-    pub fn report(&self, status: StatusOf) {
+    /// Sends this status from now on, and gives away what is granted.
+    pub fn report(&self, status: StatusOf, grant: TakeGrant) {
         // The first one stays: there is one data plane.
-        let _ = self.status.set(status);
+        let _ = self.face.set(Face { status, grant });
     }
 }
 
@@ -284,7 +297,7 @@ pub fn status(shared: &Shared, workers: &[WorkerThread], draining: bool) -> v1::
         .pools
         .iter()
         .map(|pool| {
-            let counts = pool.counts();
+            let (standing, counts) = (pool.standing(), pool.counts());
             v1::PoolStatus {
                 node: pool.node.name.to_string(),
                 total: counts.total,
@@ -293,6 +306,9 @@ pub fn status(shared: &Shared, workers: &[WorkerThread], draining: bool) -> v1::
                 waiting: number(counts.waiting),
                 max: pool.most(),
                 resting: pool.resting(),
+                granted: standing.granted,
+                floor: standing.floor,
+                limit: standing.limit,
             }
         })
         .collect();
@@ -310,6 +326,8 @@ pub fn status(shared: &Shared, workers: &[WorkerThread], draining: bool) -> v1::
         draining,
         pools,
         revision: view.snapshot.revision,
+        // Of the stream.
+        ..v1::Status::default()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::control::Link;
 use crate::pool::View;
+use crate::pool::node::Standing;
 use crate::route::Reason;
 use helios_proto::model::Health;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
@@ -184,6 +185,21 @@ fn pools(families: &mut Vec<MetricFamily>, view: &View) {
     families.push(family("pool_connections_idle", "Server connections at rest.", kind, each(|c| c.idle)));
     let waiting = each(|c| u32::try_from(c.waiting).unwrap_or(u32::MAX));
     families.push(family("pool_waiting", "Sessions that wait for a server connection.", kind, waiting));
+    let standings: Vec<_> =
+        view.pools.iter().map(|pool| (pool.node.name.as_str(), pool.standing())).collect();
+    let shares = |of: fn(Standing) -> Option<u32>| -> Vec<Metric> {
+        let one = |(node, standing): &(&str, Standing)| {
+            (standing.limit > 0)
+                .then(|| of(*standing))
+                .flatten()
+                .map(|n| gauge(&[("node", node)], f64::from(n)))
+        };
+        standings.iter().filter_map(one).collect()
+    };
+    let help = "Server connections that this data plane may have, of the node's budget.";
+    families.push(family("budget_granted", help, kind, shares(|standing| standing.granted)));
+    let help = "The node's budget: most server connections of all data planes together.";
+    families.push(family("budget_limit", help, kind, shares(|standing| Some(standing.limit))));
 }
 
 fn queries(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>]) {

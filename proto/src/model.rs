@@ -34,6 +34,8 @@ pub struct Node {
     pub role: Role,
     /// Share of reads relative to the other nodes, 0 to 10,000; 0 takes no reads while others can.
     pub weight: u32,
+    /// Most server connections of all data planes together; `None`: each has its `max_pool_size`.
+    pub max_connections: Option<u32>,
 }
 
 /// What the health checks say about a node.

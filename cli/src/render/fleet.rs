@@ -8,7 +8,18 @@ use crate::words;
 /// A table of pools without rows.
 #[must_use]
 pub fn pools_header() -> Table {
-    Table::new(&["NODE", "DATA PLANE", "MODE", ">CONNS", ">IN USE", ">IDLE", ">MAX", ">WAITING", "STATE"])
+    Table::new(&[
+        "NODE",
+        "DATA PLANE",
+        "MODE",
+        ">CONNS",
+        ">IN USE",
+        ">IDLE",
+        ">MAX",
+        ">BUDGET",
+        ">WAITING",
+        "STATE",
+    ])
 }
 
 /// A row for [`pools_header`].
@@ -30,6 +41,7 @@ pub fn pool_row(pool: &v1::PoolInfo) -> Vec<Cell> {
         cell(status.active),
         cell(status.idle),
         cell(status.max),
+        cell(words::budget(status.granted.unwrap_or(0), status.limit)),
         waiting,
         state,
     ]
@@ -158,19 +170,25 @@ mod tests {
             idle: 2,
             waiting: 4,
             max: 100,
-            resting: 0,
+            ..v1::PoolStatus::default()
         };
+        let budgeted = v1::PoolStatus { granted: Some(14), limit: 90, floor: 3, ..status.clone() };
         let pool = v1::PoolInfo {
             dataplane: "dp-1".to_owned(),
             mode: v1::PoolMode::Transaction.into(),
             status: Some(status),
             ..v1::PoolInfo::default()
         };
-        let paused = v1::PoolInfo { paused: true, dataplane: "dp-20".to_owned(), ..pool.clone() };
+        let paused = v1::PoolInfo {
+            paused: true,
+            dataplane: "dp-20".to_owned(),
+            status: Some(budgeted),
+            ..pool.clone()
+        };
         let expected = "\
-NODE     DATA PLANE  MODE         CONNS  IN USE  IDLE  MAX  WAITING  STATE
-primary  dp-1        transaction     12      10     2  100        4  open
-primary  dp-20       transaction     12      10     2  100        4  paused";
+NODE     DATA PLANE  MODE         CONNS  IN USE  IDLE  MAX  BUDGET  WAITING  STATE
+primary  dp-1        transaction     12      10     2  100       -        4  open
+primary  dp-20       transaction     12      10     2  100   14/90        4  paused";
         assert_eq!(pools(&[pool, paused]).render(false), expected);
     }
 

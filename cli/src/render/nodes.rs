@@ -21,6 +21,7 @@ pub fn header(wide: bool) -> Table {
         "ADDRESS",
         ">WEIGHT",
         ">POOL",
+        ">BUDGET",
         ">CONNS",
         ">IN USE",
         ">WAITING",
@@ -92,6 +93,7 @@ pub fn row(node: &v1::NodeInfo, wide: bool) -> Vec<Cell> {
     if wide {
         let size = node.ops.unwrap_or_default().pool_size;
         row.push(cell(size.map_or("-".to_owned(), |size| size.to_string())));
+        row.push(cell(words::budget(node.granted, node.max_connections)));
     }
     row.extend([cell(node.connections), cell(node.active), waiting, cell(lag(node))]);
     if wide {
@@ -145,6 +147,7 @@ pub fn one(node: &v1::NodeInfo, color: bool) -> String {
             ("drained", yes(ops.drained)),
             ("paused", yes(ops.paused)),
             ("pool size", cell(ops.pool_size.map_or("as configured".to_owned(), |size| size.to_string()))),
+            ("budget", cell(words::budget(node.granted, node.max_connections))),
             ("connections", cell(format!("{}, {} in use", node.connections, node.active))),
             ("waiting", cell(node.waiting)),
         ],
@@ -197,8 +200,13 @@ pub(super) mod tests {
             active: 3,
             ..v1::NodeInfo::default()
         };
-        let primary =
-            v1::NodeInfo { primary: true, waiting: 2, ..node("a", v1::Role::Primary, v1::Health::Up) };
+        let primary = v1::NodeInfo {
+            primary: true,
+            waiting: 2,
+            granted: 14,
+            max_connections: 90,
+            ..node("a", v1::Role::Primary, v1::Health::Up)
+        };
         let drained = v1::NodeInfo {
             ops: Some(v1::NodeOps { drained: true, weight: Some(5), ..v1::NodeOps::default() }),
             weight: 5,
@@ -233,10 +241,10 @@ c      standby  down    db-c:5432         100      0       0        0           
     #[test]
     fn the_wide_list() {
         let expected = "\
-NAME   ROLE     CONFIGURED  HEALTH  ADDRESS        WEIGHT  POOL  CONNS  IN USE  WAITING            LAG  LATENCY  PROBED  NOTE
-a      primary  primary     up      db-a:5432         100     -     12       3        2              -   0.4 ms  1s ago
-bravo  replica  replica     up      db-bravo:5432       5     -      0       0        0  64 kB / 12 ms   0.4 ms  1s ago  drained, weight set, 100 configured
-c      standby  primary     down    db-c:5432         100     -      0       0        0              -        -   never  configured as primary, connection refused";
+NAME   ROLE     CONFIGURED  HEALTH  ADDRESS        WEIGHT  POOL  BUDGET  CONNS  IN USE  WAITING            LAG  LATENCY  PROBED  NOTE
+a      primary  primary     up      db-a:5432         100     -   14/90     12       3        2              -   0.4 ms  1s ago
+bravo  replica  replica     up      db-bravo:5432       5     -       -      0       0        0  64 kB / 12 ms   0.4 ms  1s ago  drained, weight set, 100 configured
+c      standby  primary     down    db-c:5432         100     -       -      0       0        0              -        -   never  configured as primary, connection refused";
         assert_eq!(table(&nodes(), true).render(false), expected);
     }
 

@@ -139,7 +139,8 @@ impl Service {
         let port = if port == 0 { 5432 } else { port };
         let port = u16::try_from(port).map_err(|_| Refusal::Wrong(format!("port {port} is none")))?;
         let named = !name.is_empty();
-        let node = Node { name: NodeName::new(&name), host, port, role, weight: weight.unwrap_or(100) };
+        let (name_of, weight) = (NodeName::new(&name), weight.unwrap_or(100));
+        let node = Node { name: name_of, host, port, role, weight, max_connections: None };
         let comment = format!("node add {}", change.detail);
         self.keeper
             .edit(&change.request(&comment, None, dry_run), |desired| {

@@ -16,6 +16,8 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Caller;
+use crate::budget::Who;
+use crate::budget::leading::Budgets;
 use crate::cluster::Held;
 use crate::coordinator::Events;
 use crate::core::Core;
@@ -104,8 +106,17 @@ impl Discovery for Service {
         let (sent, acknowledged) = watch::channel(None);
         let stop = self.stop.child_token();
         let snapshots = snapshots.clone();
-        let writer = Writer { snapshots, numbered, to_dataplane, sent, nonce: 0, last: None };
-        let reader = Reader { seat, acknowledged, events: self.core.keeper.events().clone() };
+        let (grant, grants) = watch::channel(None);
+        let reader = Reader {
+            seat,
+            acknowledged,
+            events: self.core.keeper.events().clone(),
+            who: Who { id: hello.dp_id, boot: hello.boot_id },
+            budgets: Arc::clone(&self.core.budgets),
+            snapshots: snapshots.clone(),
+            grant,
+        };
+        let writer = Writer { snapshots, numbered, grants, to_dataplane, sent, nonce: 0, last: None };
         let mut leading = self.core.leading.clone();
         self.tracker.spawn(async move {
             let leave = reader.seat.leave.clone();
@@ -140,8 +151,16 @@ impl Service {
     async fn may_tell(&self) -> Result<(), Status> {
         let mut leading = self.core.leading.clone();
         match timeout(LATCH, leading.wait_for(|leading| *leading)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Status::unavailable("a change of primary waits for the store")),
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => {
+                return Err(Status::unavailable("a change of primary waits for the store"));
+            }
+        }
+        match self.core.budgets.elsewhere(&self.core.snapshots.borrow()) {
+            Some(leader) => {
+                Err(Status::unavailable(format!("connection budgets are shared out by {leader}")))
+            }
+            None => Ok(()),
         }
     }
 
@@ -203,6 +222,7 @@ struct Writer {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     /// `None`: it takes no cancel requests.
     numbered: Option<Numbered>,
+    grants: watch::Receiver<Option<v1::Grants>>,
     to_dataplane: mpsc::Sender<Outcome>,
     sent: watch::Sender<Option<Sent>>,
     nonce: u64,
@@ -219,6 +239,7 @@ impl Writer {
             let alive = tokio::select! {
                 biased;
                 changed = self.snapshots.changed() => changed.is_ok() && self.snapshot().await,
+                Ok(()) = self.grants.changed() => self.grants().await,
                 Some(entries) = changed(&mut peers) => self.peers(&entries).await,
                 _ = beat.tick() => self.heartbeat().await,
             };
@@ -253,6 +274,14 @@ impl Writer {
         let Some(numbered) = &self.numbered else { return true };
         let message = numbered.message(entries);
         self.send(cp_msg::Msg::Peers(message)).await
+    }
+
+    async fn grants(&mut self) -> bool {
+        let grants = self.grants.borrow_and_update().clone();
+        match grants {
+            Some(grants) => self.send(cp_msg::Msg::Grants(grants)).await,
+            None => true,
+        }
     }
 
     async fn heartbeat(&mut self) -> bool {
@@ -292,6 +321,11 @@ struct Reader {
     seat: Seat,
     acknowledged: watch::Receiver<Option<Sent>>,
     events: Events,
+    who: Who,
+    budgets: Arc<Budgets>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// To the writer: the latest counts.
+    grant: watch::Sender<Option<v1::Grants>>,
 }
 
 impl Reader {
@@ -300,7 +334,15 @@ impl Reader {
             match message.msg {
                 Some(dp_msg::Msg::Ack(ack)) => self.ack(ack),
                 Some(dp_msg::Msg::Evidence(evidence)) => self.evidence(&evidence),
-                Some(dp_msg::Msg::Status(status)) => self.seat.status(status),
+                Some(dp_msg::Msg::Status(status)) => {
+                    let snapshot = Arc::clone(&self.snapshots.borrow());
+                    if let Some(grants) = self.budgets.answer(&self.who, &status, &snapshot) {
+                        self.grant.send_replace(Some(grants));
+                    } else if self.budgets.elsewhere(&snapshot).is_some() {
+                        return;
+                    }
+                    self.seat.status(status);
+                }
                 // Said once already; or said by a newer version.
                 Some(dp_msg::Msg::Hello(_)) | None => {}
             }

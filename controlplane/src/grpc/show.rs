@@ -55,7 +55,15 @@ fn node(state: &NodeState, primary: bool, fleet: &[Dataplane], now: Instant) -> 
         connections,
         active,
         waiting,
+        max_connections: state.node.max_connections.unwrap_or(0),
+        granted: granted(state.node.name.as_str(), fleet),
     }
+}
+
+/// What data planes have been granted of a node's budget.
+fn granted(name: &str, fleet: &[Dataplane]) -> u32 {
+    let pools = fleet.iter().flat_map(|dataplane| &dataplane.status.pools);
+    pools.filter(|pool| pool.node == name).filter_map(|pool| pool.granted).fold(0, u32::saturating_add)
 }
 
 pub(super) fn pools(snapshot: &Snapshot, fleet: &[Dataplane]) -> v1::ListPoolsReply {

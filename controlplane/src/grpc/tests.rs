@@ -77,7 +77,7 @@ fn revision(message: &v1::CpMsg) -> Option<u64> {
     match message.msg.as_ref()? {
         cp_msg::Msg::Full(full) => full.topology.as_ref().map(|topology| topology.revision),
         cp_msg::Msg::Topology(topology) => Some(topology.revision),
-        cp_msg::Msg::Heartbeat(_) | cp_msg::Msg::Peers(_) => None,
+        cp_msg::Msg::Heartbeat(_) | cp_msg::Msg::Peers(_) | cp_msg::Msg::Grants(_) => None,
     }
 }
 

@@ -222,7 +222,7 @@ mod tests {
         });
         let host = "127.0.0.1".to_owned();
         let name = NodeName::new("primary");
-        (Arc::new(Node { name, host, port, role: Role::Primary, weight: 100 }), task)
+        (Arc::new(Node { name, host, port, role: Role::Primary, weight: 100, max_connections: None }), task)
     }
 
     fn prober(node: Arc<Node>) -> Prober {
@@ -256,7 +256,8 @@ mod tests {
         let closed = prober(node).probe().await.unwrap_err();
         assert_eq!(closed.kind, FailureKind::Unreachable, "{closed:?}");
         let name = NodeName::new("a");
-        let node = Node { name, host: "/nowhere".to_owned(), port: 1, role: Role::Standby, weight: 1 };
+        let (host, role) = ("/nowhere".to_owned(), Role::Standby);
+        let node = Node { name, host, port: 1, role, weight: 1, max_connections: None };
         assert_eq!(prober(Arc::new(node)).probe().await.unwrap_err().kind, FailureKind::Unreachable);
     }
 

@@ -45,6 +45,7 @@ mod tests {
             port: 5432,
             role: Role::Standby,
             weight: 1,
+            max_connections: None,
         }
     }
 

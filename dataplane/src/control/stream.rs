@@ -3,7 +3,8 @@
 
 use super::last_good::Kept;
 use super::peers::Peers;
-use super::{BEAT, Link, QUICK_BEAT, StatusOf};
+use super::{BEAT, Face, Link, QUICK_BEAT};
+use crate::pool::node::Granted;
 use helios_proto::config::ControlPlane;
 use helios_proto::model::{Evidence, NodeName, Snapshot};
 use helios_proto::wire::v1::discovery_client::DiscoveryClient;
@@ -11,6 +12,7 @@ use helios_proto::wire::v1::{self, cp_msg, dp_msg};
 use helios_proto::wire::{self, Accepted, Refused};
 use helios_tls::dial::Secured;
 use helios_tls::{ClientSide, connect};
+use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -33,6 +35,10 @@ const PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 const SILENCE: Duration = Duration::from_secs(5);
 /// Heartbeats in a row with another hash or revision that are borne.
 const STRANGE_BEATS: u32 = 3;
+/// Reports whose answer may still come.
+const REPORTS: usize = 1024;
+/// Longest lease that is believed.
+const LONGEST_LEASE: Duration = Duration::from_secs(60);
 /// Messages that may wait to be sent.
 const OUTGOING: usize = 64;
 /// Largest message: a large configuration with many users.
@@ -60,8 +66,45 @@ pub struct Client {
     pub evidence: mpsc::Receiver<(NodeName, Evidence)>,
     /// For metrics.
     pub link: Arc<Link>,
-    /// What to report.
-    pub status: Arc<OnceLock<StatusOf>>,
+    /// What to report, and where grants go.
+    pub face: Arc<OnceLock<Face>>,
+    /// What grants answer.
+    pub leases: Leases,
+}
+
+/// The reports that grants may answer, and the last grants.
+#[derive(Default)]
+pub struct Leases {
+    beat: u64,
+    /// When each was about to be sent: leases count from there.
+    sent: VecDeque<(u64, Instant)>,
+    /// Whose grants are in force, and their number.
+    held: (u64, u64),
+}
+
+impl Leases {
+    /// Numbers a report that is about to be made.
+    fn next(&mut self) -> u64 {
+        self.beat = self.beat.saturating_add(1);
+        self.sent.push_back((self.beat, Instant::now()));
+        if self.sent.len() > REPORTS {
+            self.sent.pop_front();
+        }
+        self.beat
+    }
+
+    /// What is granted, with its end; nothing if it answers a report of long ago.
+    fn take(&mut self, grants: v1::Grants) -> Vec<(String, Granted)> {
+        let v1::Grants { of, number, beat, lease_us, grants } = grants;
+        let Some((_, sent)) = self.sent.iter().find(|(sent, _)| *sent == beat) else { return Vec::new() };
+        let Some(until) = sent.checked_add(LONGEST_LEASE.min(Duration::from_micros(lease_us))) else {
+            return Vec::new();
+        };
+        self.held = (of, number);
+        let granted =
+            |v1::Grant { node, most, floor }| (node, Granted { most, floor: floor.min(most), until });
+        grants.into_iter().map(granted).collect()
+    }
 }
 
 type Outgoing = mpsc::Sender<v1::DpMsg>;
@@ -174,7 +217,11 @@ impl Client {
                     let Some(v1::CpMsg { nonce, msg }) = message? else { return Ok(()) };
                     heard = Instant::now();
                     match msg {
-                        Some(cp_msg::Msg::Full(full)) => self.full(nonce, full, outgoing)?,
+                        Some(cp_msg::Msg::Full(full)) => {
+                            self.full(nonce, full, outgoing)?;
+                            // Nodes with a budget want a share.
+                            beat.reset_after(QUICK_BEAT);
+                        }
                         Some(cp_msg::Msg::Topology(topology)) => {
                             self.topology(nonce, &topology, outgoing)?;
                             if topology.hold.is_some() {
@@ -188,6 +235,7 @@ impl Client {
                             }
                         }
                         Some(cp_msg::Msg::Peers(list)) => self.learn(list),
+                        Some(cp_msg::Msg::Grants(grants)) => self.granted(grants),
                         // Of a newer version.
                         None => {}
                     }
@@ -202,14 +250,27 @@ impl Client {
                     if heard.elapsed() >= SILENCE {
                         return Err(Status::deadline_exceeded("it is silent"));
                     }
-                    if let Some(status) = self.status.get() {
-                        let _ = outgoing.try_send(message(dp_msg::Msg::Status(status())));
-                    }
+                    self.report(outgoing);
                     if self.publish.borrow().hold.is_some() {
                         beat.reset_after(QUICK_BEAT);
                     }
                 }
             }
+        }
+    }
+
+    fn report(&mut self, outgoing: &Outgoing) {
+        let Some(face) = self.face.get() else { return };
+        let beat = self.leases.next();
+        let (grants_of, grants) = self.leases.held;
+        let status = v1::Status { beat, grants_of, grants, ..(face.status)() };
+        let _ = outgoing.try_send(message(dp_msg::Msg::Status(status)));
+    }
+
+    fn granted(&mut self, grants: v1::Grants) {
+        let Some(face) = self.face.get() else { return };
+        for (node, granted) in self.leases.take(grants) {
+            (face.grant)(&node, granted);
         }
     }
 

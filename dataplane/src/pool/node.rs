@@ -4,13 +4,18 @@
 //! Order in the queue is first come, first served, with two bounded exceptions that spare work: for a millisecond or ten
 //! a connection stays with its worker, and with its identity (`inner`).
 
+mod budget;
 mod cords;
 mod inner;
+mod leave;
 mod ops;
+mod share;
 #[cfg(test)]
 mod tests;
 
+pub use budget::{Granted, Source};
 pub(super) use inner::Age;
+pub use share::Standing;
 
 use self::inner::{Inner, Pick, Queued};
 use super::identity::Identity;
@@ -33,6 +38,8 @@ pub struct NodePool {
     /// Connections held by sessions that rest.
     resting: AtomicU32,
     retired: AtomicBool,
+    /// The node has a budget, of which this is a share.
+    budgeted: AtomicBool,
     orders: ops::Orders,
     cords: cords::Cords,
     /// Milliseconds since `born` until which the node is avoided.
@@ -106,19 +113,20 @@ pub struct Counts {
 impl NodePool {
     /// An empty pool.
     #[must_use]
-    pub fn new(node: Arc<Node>, max: u32) -> Arc<Self> {
+    pub fn new(node: Arc<Node>, max: u32, source: Source) -> Arc<Self> {
         Arc::new(Self {
             node,
             max: AtomicU32::new(max),
             busy: AtomicU32::new(0),
             resting: AtomicU32::new(0),
             retired: AtomicBool::new(false),
+            budgeted: AtomicBool::new(false),
             orders: ops::Orders::default(),
             cords: cords::Cords::default(),
             suspect_until: AtomicU64::new(0),
             down: AtomicBool::new(false),
             born: Instant::now(),
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner::new(source)),
         })
     }
 
@@ -191,10 +199,15 @@ impl NodePool {
             return Checkout::Ready(conn);
         }
         let mut evicted = None;
-        if !inner.has_room(self.max.load(Ordering::Relaxed), request.identity, request.caps) {
-            evicted = inner.evict_for(self.max.load(Ordering::Relaxed), request.identity, request.caps);
-            if evicted.is_none() {
+        let most = self.allowed(&inner);
+        if !inner.has_room(most, request.identity, request.caps) {
+            evicted = inner.evict_for(most, request.identity, request.caps);
+            if evicted.is_none() || self.is_budgeted() {
+                // Within a budget a place is free once its server has ended, not before.
                 inner.enqueue(request);
+                self.note(&inner);
+                drop(inner);
+                evicted.into_iter().for_each(ServerConn::close);
                 return Checkout::Wait;
             }
         }
@@ -215,7 +228,7 @@ impl NodePool {
         conn.slot.set_resting(false);
         let expired = conn.expires.is_some_and(|at| at <= now);
         let mut inner = self.lock();
-        let over = inner.total > self.max.load(Ordering::Relaxed);
+        let over = self.excess(&inner, now) > 0;
         let old = conn.slot.generation != self.orders.generation();
         if expired || over || old || self.retired.load(Ordering::Relaxed) {
             drop(inner);
@@ -344,7 +357,7 @@ impl NodePool {
         let enough = idle >= usize::try_from(least).unwrap_or(usize::MAX);
         if enough
             || self.orders.paused()
-            || !inner.has_room(self.max.load(Ordering::Relaxed), identity, caps)
+            || !inner.has_room(self.allowed(&inner), identity, caps)
             || self.is_suspect()
         {
             return None;
@@ -358,7 +371,7 @@ impl NodePool {
     fn freed(self: &Arc<Self>, identity: &Arc<Identity>) {
         let mut inner = self.lock();
         inner.give_place(identity);
-        let max = self.max.load(Ordering::Relaxed);
+        let max = self.allowed(&inner);
         let room = |queued: &Queued| inner.has_room(max, &queued.identity, queued.caps);
         let next = inner.queue.iter().position(room).filter(|_| !self.orders.paused());
         let granted = next.and_then(|at| inner.queue.remove(at));
@@ -429,9 +442,13 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.set_resting(false);
-        if let Some(cord) = self.cord {
-            self.pool.cords.release(cord);
+        let socket = self.cord.and_then(|cord| self.pool.cords.release(cord));
+        match socket {
+            Some(socket) if self.pool.is_budgeted() => leave::see_off(&self.pool, &self.identity, socket),
+            socket => {
+                drop(socket);
+                self.pool.freed(&self.identity);
+            }
         }
-        self.pool.freed(&self.identity);
     }
 }

@@ -36,7 +36,10 @@ pub async fn run(
         }
         let view = pools.view();
         let now = Instant::now();
-        view.pools.iter().for_each(|pool| pool.expire(now));
+        for pool in &view.pools {
+            pool.expire(now);
+            pool.keep_within(now);
+        }
         ticks = ticks.wrapping_add(1);
         if ticks.is_multiple_of(TRIM_EVERY) {
             view.pools.iter().for_each(|pool| trim(pool, &view, now));

@@ -2,7 +2,7 @@
 //! pool and its connections.
 
 use super::Identity;
-use super::node::{Caps, NodePool};
+use super::node::{Caps, Granted, NodePool, Source};
 use arc_swap::ArcSwap;
 use helios_proto::model::{Health, NodeState, Overrides, PoolMode, Role, Settings, Snapshot};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +35,8 @@ pub struct SessionSettings {
 /// The view in force. Readers never lock.
 pub struct Pools {
     current: Arc<ArcSwap<View>>,
+    /// Where shares of the nodes' budgets come from.
+    source: Source,
     change: Mutex<()>,
     /// Revision in force, for those who wait for the next.
     revision: watch::Sender<u64>,
@@ -87,10 +89,17 @@ impl View {
 impl Pools {
     /// Pools for a first snapshot.
     #[must_use]
-    pub fn new(snapshot: Arc<Snapshot>) -> Self {
+    pub fn new(snapshot: Arc<Snapshot>, source: Source) -> Self {
         let revision = watch::Sender::new(snapshot.revision);
-        let view = bind(snapshot, &[]);
-        Self { current: Arc::new(ArcSwap::from_pointee(view)), change: Mutex::new(()), revision }
+        let view = bind(snapshot, &[], source);
+        Self { current: Arc::new(ArcSwap::from_pointee(view)), source, change: Mutex::new(()), revision }
+    }
+
+    /// A share of a node's budget is granted; one of a node that is not known here yet will come again.
+    pub fn grant(&self, node: &str, granted: Granted) {
+        if let Some(pool) = self.view().pools.iter().find(|pool| pool.node.name.as_str() == node) {
+            pool.set_share(granted);
+        }
     }
 
     /// Where readers that look often keep their own cached copy of the view.
@@ -124,7 +133,7 @@ impl Pools {
         if snapshot.revision <= old.snapshot.revision {
             return false;
         }
-        let view = Arc::new(bind(snapshot, &old.pools));
+        let view = Arc::new(bind(snapshot, &old.pools, self.source));
         self.current.store(Arc::clone(&view));
         for pool in &old.pools {
             if !view.pools.iter().any(|kept| Arc::ptr_eq(kept, pool)) {
@@ -167,7 +176,7 @@ fn cut_superseded(old: &View, new: &View) {
     }
 }
 
-fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>]) -> View {
+fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>], source: Source) -> View {
     let (settings, now) = (&snapshot.settings, Instant::now());
     let pool = |state: &NodeState| {
         let node = &state.node;
@@ -176,10 +185,10 @@ fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>]) -> View {
         };
         let pool = match old.iter().find(same) {
             Some(pool) => Arc::clone(pool),
-            None => NodePool::new(Arc::clone(node), settings.pool.max_pool_size),
+            None => NodePool::new(Arc::clone(node), settings.pool.max_pool_size, source),
         };
         let held = snapshot.hold.as_ref().is_some_and(|hold| hold.node == node.name && hold.until > now);
-        pool.obey(&state.ops, held, settings);
+        pool.obey(&state.ops, held, node.max_connections, settings);
         pool
     };
     let pools = snapshot.nodes.iter().map(pool).collect();

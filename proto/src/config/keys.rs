@@ -234,6 +234,7 @@ keys! {
         port: Whole("a TCP port", 1, 65_535), Number(5432), "TCP port.";
         role: Word(&["primary", "standby", "replica"]), Required, "primary, standby (may be promoted) or replica (never promoted).";
         weight: Whole("shares", 0, 10_000), Number(100), "Share of reads; 0: none while other nodes can.";
+        max_connections: Whole("connections", 0, 1_000_000), Number(0), "Most server connections of all data planes together; 0: each has max_pool_size.";
     }
 }
 

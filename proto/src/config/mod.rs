@@ -152,9 +152,10 @@ pub fn from_args(
 
 /// A node as it stands in a file; its host has been checked to need no escapes.
 fn as_text(node: &Node) -> String {
-    let Node { name, host, port, role, weight } = node;
+    let Node { name, host, port, role, weight, max_connections } = node;
+    let most = max_connections.map(|most| format!("max_connections = {most}\n")).unwrap_or_default();
     format!(
-        "[[nodes]]\nname = \"{name}\"\nhost = {host:?}\nport = {port}\nrole = \"{role}\"\nweight = {weight}\n"
+        "[[nodes]]\nname = \"{name}\"\nhost = {host:?}\nport = {port}\nrole = \"{role}\"\nweight = {weight}\n{most}"
     )
 }
 

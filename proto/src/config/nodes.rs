@@ -16,6 +16,7 @@ pub(super) struct Draft {
     pub port: u16,
     pub role: Option<Role>,
     pub weight: u32,
+    pub max_connections: Option<u32>,
 }
 
 /// Reads one `[[nodes]]`.
@@ -27,6 +28,7 @@ pub(super) fn read(part: &mut Part<'_, '_>) -> Draft {
         port: u16::try_from(part.whole("port")).unwrap_or(u16::MAX),
         role: part.word("role", Role::from_word),
         weight: part.whole32("weight"),
+        max_connections: Some(part.whole32("max_connections")).filter(|most| *most > 0),
     };
     if let (Some(name), line) = (&draft.name, part.given("name"))
         && !is_node_name(name)
@@ -56,7 +58,8 @@ pub(super) fn check(reader: &mut Reader<'_>, drafts: Vec<Draft>, needed: bool) -
         let derived = counts.next(role);
         let name = NodeName::new(&draft.name.unwrap_or(derived));
         let host = draft.host.unwrap_or_default();
-        let node = Arc::new(Node { name, host, port: draft.port, role, weight: draft.weight });
+        let Draft { port, weight, max_connections, .. } = draft;
+        let node = Arc::new(Node { name, host, port, role, weight, max_connections });
         for (line, earlier) in &nodes {
             if let Some(text) = clash(&node, earlier) {
                 let where_to =
@@ -140,5 +143,13 @@ pub(super) fn from_arg(text: &str, role: Role) -> Option<Draft> {
     if host.is_empty() || bad_host(host).is_some() {
         return None;
     }
-    Some(Draft { line: None, name: None, host: Some(host.to_owned()), port, role: Some(role), weight: 100 })
+    Some(Draft {
+        line: None,
+        name: None,
+        host: Some(host.to_owned()),
+        port,
+        role: Some(role),
+        weight: 100,
+        max_connections: None,
+    })
 }

@@ -186,7 +186,7 @@ fn overrides(section: Section, sent: Option<v1::Overrides>) -> Checked<Overrides
 /// A node, with what operators have set.
 pub(super) fn node(sent: v1::Node) -> Checked<(Arc<Node>, NodeOps)> {
     const S: Section = Section::Nodes;
-    let v1::Node { name, host, port, role, weight, ops } = sent;
+    let v1::Node { name, host, port, role, weight, ops, max_connections } = sent;
     if name.is_empty() || !is_node_name(&name) {
         return Err("has a name that is none".to_owned());
     }
@@ -203,6 +203,7 @@ pub(super) fn node(sent: v1::Node) -> Checked<(Arc<Node>, NodeOps)> {
         port: u16::try_from(port).map_err(|_| format!("port {port} is none"))?,
         role: words::to_role(role).ok_or_else(|| unknown("role", role))?,
         weight: whole(S, "weight", weight)?,
+        max_connections: Some(whole(S, "max_connections", max_connections)?).filter(|most| *most > 0),
     };
     let v1::NodeOps { drained, weight, paused, pool_size, reconnect } = ops.unwrap_or_default();
     let ops = NodeOps {

@@ -86,6 +86,7 @@ fn node(state: &NodeState) -> v1::Node {
         role: words::role(node.role).into(),
         weight: node.weight,
         ops: Some(ops(state.ops)),
+        max_connections: node.max_connections.unwrap_or(0),
     }
 }
 

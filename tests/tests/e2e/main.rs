@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
 
 mod admin;
+mod budget;
 mod control;
 mod docs;
 mod drivers;

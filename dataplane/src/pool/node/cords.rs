@@ -57,10 +57,17 @@ impl Cords {
         Some(id)
     }
 
-    /// Lets a connection go: it closes when its owner closes it.
-    pub fn release(&self, id: u64) {
-        let socket = self.inner.lock().unwrap_or_else(PoisonError::into_inner).sockets.remove(&id);
-        drop(socket);
+    /// Lets a connection go: it closes when its owner and who gets this close it.
+    pub fn release(&self, id: u64) -> Option<Socket> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).sockets.remove(&id)
+    }
+
+    /// Cuts so many connections, whichever they are.
+    pub fn cut_some(&self, count: u32) {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        for socket in inner.sockets.values().take(usize::try_from(count).unwrap_or(usize::MAX)) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 
     /// Cuts every connection, and those that are being opened.

@@ -1,6 +1,7 @@
 //! What a pool owns and who waits for it, under the pool's lock: places, idle connections, the queue, and who comes next.
 //! Pure but for the connections it moves; never dials, never closes, never wakes anybody.
 
+use super::budget::{Budget, Source};
 use super::{Caps, Request};
 use crate::pool::identity::Identity;
 use crate::pool::wait::Waiter;
@@ -17,7 +18,6 @@ const SWITCH_AFTER: Duration = Duration::from_millis(10);
 const LOOK_AHEAD: usize = 64;
 
 /// What is under the lock.
-#[derive(Default)]
 pub(super) struct Inner {
     /// Connections open or being opened.
     pub total: u32,
@@ -29,6 +29,12 @@ pub(super) struct Inner {
     per_database: HashMap<Vec<u8>, u32>,
     /// Who waits, oldest first.
     pub queue: VecDeque<Queued>,
+    /// The share of the node's budget.
+    pub budget: Budget,
+    /// Of `total`, connections whose server has not ended yet.
+    pub leaving: u32,
+    /// When connections may be cut again.
+    pub cut: Option<Instant>,
 }
 
 /// A session in the queue.
@@ -60,6 +66,21 @@ pub(super) enum Pick {
 }
 
 impl Inner {
+    /// Nothing yet.
+    pub fn new(source: Source) -> Self {
+        Self {
+            total: 0,
+            idle_count: 0,
+            idle: HashMap::new(),
+            per_user: HashMap::new(),
+            per_database: HashMap::new(),
+            queue: VecDeque::new(),
+            budget: Budget::new(source),
+            leaving: 0,
+            cut: None,
+        }
+    }
+
     /// An idle connection of an identity, rather one of this worker.
     pub fn take_idle(&mut self, id: u64, worker: usize) -> Option<Box<ServerConn>> {
         let conns = self.idle.get_mut(&id)?;
@@ -95,6 +116,11 @@ impl Inner {
             (!user_full || conn.identity.user == identity.user)
                 && (!database_full || conn.identity.database == identity.database)
         };
+        self.take_oldest(fits)
+    }
+
+    /// Takes out the idle connection that rested longest among those that fit.
+    pub fn take_oldest(&mut self, fits: impl Fn(&ServerConn) -> bool) -> Option<Box<ServerConn>> {
         let oldest = self
             .idle
             .values()

@@ -48,13 +48,15 @@ impl Orders {
 }
 
 impl NodePool {
-    /// Puts the orders of a snapshot in force; `held`: the node is about to hand its part over.
-    pub fn obey(self: &Arc<Self>, ops: &NodeOps, held: bool, settings: &Settings) {
+    /// Puts the orders of a snapshot in force; `held`: the node is about to hand its part over. `budget`: most
+    /// connections of all data planes.
+    pub fn obey(self: &Arc<Self>, ops: &NodeOps, held: bool, budget: Option<u32>, settings: &Settings) {
         let size = ops.pool_size.unwrap_or(settings.pool.max_pool_size);
         let grown = size > self.max.swap(size, Ordering::Relaxed);
         let hold = settings.write_timeout.as_millis();
         self.orders.hold.store(u64::try_from(hold).unwrap_or(u64::MAX), Ordering::Relaxed);
-        let inner = self.lock();
+        let mut inner = self.lock();
+        self.set_budget(&mut inner, budget);
         let waited = self.orders.paused();
         self.orders.paused.store(ops.paused, Ordering::Relaxed);
         self.orders.held.store(held, Ordering::Relaxed);
@@ -67,6 +69,11 @@ impl NodePool {
         if resumed || grown {
             self.serve_queue(resumed);
         }
+    }
+
+    /// Whether nobody gets a connection now.
+    pub(super) fn paused(&self) -> bool {
+        self.orders.paused()
     }
 
     /// Whether the node is about to hand its part over: nobody begins anything on it.
@@ -86,14 +93,14 @@ impl NodePool {
         held
     }
 
-    /// Most connections now.
+    /// Most connections, whatever the node's budget is.
     #[must_use]
     pub fn most(&self) -> u32 {
         self.max.load(Ordering::Relaxed)
     }
 
     /// Serves whoever waits and can be served now; `anew`: the others wait as if they had just come.
-    fn serve_queue(self: &Arc<Self>, anew: bool) {
+    pub(super) fn serve_queue(self: &Arc<Self>, anew: bool) {
         let now = Instant::now();
         if anew {
             for queued in &mut self.lock().queue {
@@ -104,6 +111,15 @@ impl NodePool {
         loop {
             let mut inner = self.lock();
             let Some(queued) = inner.queue.pop_front() else { return };
+            let idle = inner.idle.get(&queued.identity.id).is_some_and(|conns| !conns.is_empty());
+            if self.is_budgeted()
+                && !idle
+                && !inner.has_room(self.allowed(&inner), &queued.identity, queued.caps)
+            {
+                // The next place that is free is its own.
+                inner.queue.push_front(queued);
+                return;
+            }
             let Some((grant, evicted)) = self.grant(&mut inner, &queued) else {
                 inner.queue.push_front(queued);
                 return;
@@ -129,7 +145,7 @@ impl NodePool {
             Some(conn) if conn.is_alive() => return Some((Grant::Conn(conn), None)),
             dead => dead,
         };
-        let max = self.most();
+        let max = self.allowed(inner);
         if evicted.is_none() && !inner.has_room(max, identity, *caps) {
             evicted = Some(inner.evict_for(max, identity, *caps)?);
         }

@@ -36,8 +36,9 @@ impl World {
             port: 1,
             role: Role::Primary,
             weight: 100,
+            max_connections: None,
         };
-        let pool = NodePool::new(Arc::new(node), max);
+        let pool = NodePool::new(Arc::new(node), max, Source::Leased);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         Self { pool, identities: Identities::default(), listener, accepted: Mutex::default() }
     }
@@ -233,7 +234,7 @@ async fn waits_expire_later_while_the_pool_is_paused() {
     let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
     let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
     let orders = |paused| NodeOps { paused, ..NodeOps::default() };
-    world.pool.obey(&orders(true), false, &settings);
+    world.pool.obey(&orders(true), false, None, &settings);
     let waiter = Waiter::new(0);
     let request = Request { identity: &app, waiter: &waiter, caps: Caps::default(), timeout: Duration::ZERO };
     assert_eq!(got(&world.pool.checkout(&request)), Got::Wait);
@@ -243,7 +244,7 @@ async fn waits_expire_later_while_the_pool_is_paused() {
     world.pool.expire(now + settings.write_timeout + Duration::from_secs(1));
     assert!(matches!(outcome(&waiter), Some(Outcome::Expired)));
     assert_eq!(got(&world.pool.checkout(&request)), Got::Wait);
-    world.pool.obey(&orders(false), false, &settings);
+    world.pool.obey(&orders(false), false, None, &settings);
     assert!(has_place(&waiter).is_some(), "resumed");
 }
 
@@ -254,7 +255,7 @@ async fn a_smaller_pool_shrinks_as_connections_come_back_and_dead_ones_are_not_l
     let text = "[pool_mode]\nmax_pool_size = 1\n[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
     let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
     let conns = [world.conn(&app, 0).await, world.conn(&app, 0).await, world.conn(&app, 0).await];
-    world.pool.obey(&NodeOps::default(), false, &settings);
+    world.pool.obey(&NodeOps::default(), false, None, &settings);
     conns.into_iter().for_each(|conn| world.pool.put_back(conn));
     assert_eq!(world.counts(), (1, 0, 1, 0));
     world.accepted.lock().unwrap().clear();
@@ -273,7 +274,7 @@ async fn a_held_pool_lends_nothing_knows_who_rests_and_sends_the_queue_elsewhere
     let (mut tied, busy) = (world.conn(&app, 0).await, world.conn(&app, 0).await);
     tied.slot.set_resting(true);
     tied.slot.set_resting(true);
-    world.pool.obey(&NodeOps::default(), true, &settings);
+    world.pool.obey(&NodeOps::default(), true, None, &settings);
     let waiter = Waiter::new(0);
     assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Wait, "there is room, but it is held");
     assert_eq!((world.pool.counts().active, world.pool.resting(), world.pool.is_held()), (2, 1, true));
@@ -286,4 +287,62 @@ async fn a_held_pool_lends_nothing_knows_who_rests_and_sends_the_queue_elsewhere
     assert!(has_place(&waiter).is_some());
     drop(tied);
     assert_eq!((world.pool.counts().total, world.pool.resting()), (0, 0));
+}
+
+/// Lets the tasks that see connections off run, until there are so many connections.
+async fn until_total(world: &World, total: u32) {
+    let end = Instant::now() + LONG;
+    while world.counts().0 != total {
+        assert!(Instant::now() < end, "{:?}", world.counts());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn within_a_budget_a_place_is_free_when_its_server_has_ended() {
+    let world = World::new(5).await;
+    let app = world.identity("app", "db");
+    let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
+    let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
+    world.pool.obey(&NodeOps::default(), false, Some(9), &settings);
+    assert_eq!(got(&world.ask(&app, &Waiter::new(0), Caps::default())), Got::Wait, "nothing is granted yet");
+    let share = |most| Granted { most, floor: 1, until: Instant::now() + LONG };
+    world.pool.set_share(share(3));
+    let standing = world.pool.standing();
+    assert_eq!((standing.granted, standing.floor, standing.limit), (Some(3), 1, 9));
+    let (one, two) = (world.conn(&app, 0).await, world.conn(&app, 0).await);
+    world.pool.put_back(one);
+    world.pool.put_back(two);
+    let (other, waiter) = (world.identity("other", "db"), Waiter::new(0));
+    world.pool.set_share(share(2));
+    assert_eq!(got(&world.ask(&other, &waiter, Caps::default())), Got::Wait);
+    assert_eq!(world.counts(), (2, 1, 1, 1), "one makes room, and counts until its server has ended");
+    world.accepted.lock().unwrap().remove(0);
+    let end = Instant::now() + LONG;
+    while has_place(&waiter).is_none() {
+        assert!(Instant::now() < end, "it goes to who waits: {:?}", world.counts());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    until_total(&world, 1).await;
+}
+
+#[tokio::test]
+async fn a_smaller_share_closes_what_is_idle_and_lets_the_others_end() {
+    let world = World::new(5).await;
+    let app = world.identity("app", "db");
+    let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
+    let settings = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings;
+    world.pool.obey(&NodeOps::default(), false, Some(9), &settings);
+    let share = |most| Granted { most, floor: 1, until: Instant::now() + LONG };
+    world.pool.set_share(share(3));
+    let conns = [world.conn(&app, 0).await, world.conn(&app, 0).await, world.conn(&app, 0).await];
+    let [one, two, three] = conns;
+    world.pool.put_back(one);
+    world.pool.set_share(share(1));
+    assert_eq!((world.counts().2, world.counts().1), (0, 3), "the idle one closes, the busy ones go on");
+    world.pool.put_back(two);
+    world.pool.put_back(three);
+    assert_eq!(world.counts().2, 1);
+    world.accepted.lock().unwrap().clear();
+    until_total(&world, 1).await;
 }

@@ -75,6 +75,7 @@ impl World {
                 port: 5432,
                 role,
                 weight: 100,
+                max_connections: None,
             }),
             ops: NodeOps::default(),
             role,
