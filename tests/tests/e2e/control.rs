@@ -134,6 +134,10 @@ fn a_change_reaches_every_data_plane_and_they_outlive_the_control_plane() {
     eventually(LONG, "the loss is seen", || !connected(&first) && !connected(&second));
     assert_eq!(second.get("/health").status, 200);
     assert!(!readers(&second).contains(&replica));
+    // The file follows within a second.
+    eventually(LONG, "what was set is on disk", || {
+        drained(&Proxy::start(&dataplane("dp-1", discovery, &state_dir)), "replica-1") == Some(true)
+    });
     drop(first);
     let again = Proxy::start(&dataplane("dp-1", discovery, &state_dir));
     assert!(!again.logged("last good snapshot").is_empty(), "{:#?}", again.tail());
