@@ -54,7 +54,7 @@ host all all 127.0.0.1/32 scram-sha-256
 PROXY_CONFIG = """
 listen_address = "127.0.0.1:{listen}"
 admin_address = "127.0.0.1:{admin}"
-
+{workers}
 [pool_mode]
 mode = "transaction"
 max_pool_size = {pool}
@@ -174,11 +174,12 @@ class Target:
         self.process.wait()
 
 
-def start_proxy(program, directory, cluster, pool, split):
+def start_proxy(program, directory, cluster, pool, split, workers):
     listen, config = free_port(), directory / "proxy.toml"
     config.touch(mode=0o600)
     config.write_text(PROXY_CONFIG.format(listen=listen, admin=free_port(), pool=pool, port=cluster.port,
-                                          split=str(split).lower()))
+                                          split=str(split).lower(),
+                                          workers=f"workers = {workers}\n" if workers else ""))
     return Target("heliosproxy", [program, "--config", config], listen, directory / "proxy.log")
 
 
@@ -255,7 +256,8 @@ def bench(options, directory):
     try:
         print("bench: preparing the cluster ...", file=sys.stderr, flush=True)
         cluster.start()
-        targets.append(start_proxy(options.proxy, directory, cluster, options.pool, options.split))
+        targets.append(start_proxy(options.proxy, directory, cluster, options.pool, options.split,
+                                   options.workers))
         targets.append(start_pgbouncer(directory, cluster, options.pool))
         samples = {}
         for round_number in range(options.rounds):
@@ -286,6 +288,7 @@ def arguments():
     parser.add_argument("--threads", type=int, default=1, help="of pgbench")
     parser.add_argument("--pool", type=int, default=8, help="server connections")
     parser.add_argument("--scale", type=int, default=10)
+    parser.add_argument("--workers", type=int, help="threads of the proxy; default: its own default")
     parser.add_argument("--split", action="store_true", help="read_write_split in the proxy")
     parser.add_argument("--json", type=pathlib.Path, help="also write the figures to this file")
     options = parser.parse_args()
