@@ -220,7 +220,12 @@ pub enum Deallocate {
 /// Reads a text that is one plain `DEALLOCATE [PREPARE] { name | ALL }`; anything more elaborate goes to the server.
 #[must_use]
 pub fn deallocate(sql: &[u8]) -> Option<Deallocate> {
-    let sql = sql.trim_ascii();
+    let sql = sql.trim_ascii_start();
+    // Nearly every statement is something else.
+    if !matches!(sql.first(), Some(b'd' | b'D')) {
+        return None;
+    }
+    let sql = sql.trim_ascii_end();
     let sql = sql.strip_suffix(b";").unwrap_or(sql).trim_ascii();
     let rest = keyword(sql, b"deallocate")?;
     let rest = keyword(rest, b"prepare").unwrap_or(rest);

@@ -82,7 +82,7 @@ pub fn put_cstr(out: &mut Vec<u8>, text: &[u8]) {
 /// Splits a NUL-terminated string off the front of `buf`; `None` when there is no NUL.
 #[must_use]
 pub fn take_cstr(buf: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = buf.iter().position(|&b| b == 0)?;
+    let end = memchr::memchr(0, buf)?;
     Some((buf.get(..end)?, buf.get(end.checked_add(1)?..)?))
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Inner {
     /// Of these, idle.
     pub idle_count: u32,
     /// Idle connections by identity, the one that came back last at the end.
-    pub idle: HashMap<u64, Vec<Box<ServerConn>>>,
+    pub idle: HashMap<u64, Vec<Box<ServerConn>>, foldhash::fast::RandomState>,
     per_user: HashMap<Vec<u8>, u32>,
     per_database: HashMap<Vec<u8>, u32>,
     /// Who waits, oldest first.
@@ -71,7 +71,7 @@ impl Inner {
         Self {
             total: 0,
             idle_count: 0,
-            idle: HashMap::new(),
+            idle: HashMap::default(),
             per_user: HashMap::new(),
             per_database: HashMap::new(),
             queue: VecDeque::new(),
