@@ -93,7 +93,8 @@ impl Certificates {
             (Some(_), None) => return Err(Failure::usage("--cert needs --key")),
             (None, Some(_)) => return Err(Failure::usage("--key needs --cert")),
         };
-        let files = Files { name: "heliosctl".to_owned(), authorities: Some(named(ca, "--ca")), identity };
+        let authorities = Some(named(ca, "--ca"));
+        let files = Files { name: "heliosctl".to_owned(), authorities, identity, ..Files::default() };
         let material = files.load().map_err(|problem| Failure::usage(problem.to_string()))?;
         if let Some(exposed) = material.exposed {
             return Err(Failure::usage(exposed));

@@ -9,7 +9,7 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, TableLike, Value, value
 pub const DOTS: &str = "******";
 
 /// What belongs to one process, not to the configuration of a fleet.
-const OF_PROCESS: [&str; 9] = [
+const OF_PROCESS: [&str; 11] = [
     "listen_address",
     "admin_address",
     "workers",
@@ -19,6 +19,8 @@ const OF_PROCESS: [&str; 9] = [
     "discovery",
     "store",
     "switchover",
+    "client_tls",
+    "server_tls",
 ];
 
 /// Why a text cannot be edited.

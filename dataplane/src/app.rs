@@ -5,6 +5,7 @@ use crate::auth::Auth;
 use crate::control::{self, Link, Remote, StatusOf};
 use crate::http::{self, Shim};
 use crate::lanes::{Arrival, Lanes};
+use crate::legs::{ClientLeg, ServerLeg};
 use crate::limits::Clients;
 use crate::listener::{self, WorkerThread, start_worker};
 use crate::pool::node::Source;
@@ -15,6 +16,8 @@ use crate::statements::Scope;
 use crate::worker::{Shared, TellEvidence};
 use helios_proto::config::Config;
 use helios_proto::model::Snapshot;
+use helios_tls::live::Live;
+use helios_tls::postgres::{Accepting, Dialling};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -71,15 +74,17 @@ pub async fn start(config: Config) -> io::Result<App> {
     let control = Control::start(&config, &registry, &running, &tasks)?;
     let snapshots = control.snapshots();
     let first = Arc::clone(&snapshots.borrow());
+    let (client_leg, server_leg) = secure(&config, &control.link(), &running, &tasks)?;
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let (lanes, inboxes) = Lanes::new(config.workers.unwrap_or_else(cores).max(1));
     let shared = Arc::new(Shared {
         lanes: Arc::new(lanes),
-        pools: Arc::new(Pools::new(first, control.source())),
+        pools: Arc::new(Pools::new(first, control.source(), server_leg)),
         identities: Arc::default(),
         statements: Scope::new(registry::random()),
         registry,
         auth: Auth::default(),
+        client_leg,
         evidence: control.evidence(),
         clients: Arc::new(Clients::default()),
         cleanups: TaskTracker::new(),
@@ -112,6 +117,26 @@ pub async fn start(config: Config) -> io::Result<App> {
         tasks,
         drain_timeout,
     })
+}
+
+/// TLS towards clients and servers, and who follows its files.
+fn secure(
+    config: &Config,
+    link: &Link,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> io::Result<(ClientLeg, Arc<ServerLeg>)> {
+    let client = ClientLeg::open(&config.client_tls).map_err(io::Error::other)?;
+    let server = ServerLeg::open(&config.server_tls).map_err(io::Error::other)?;
+    if let Some(live) = client.live() {
+        link.add_tls(Arc::<Live<Accepting>>::clone(live));
+        tasks.spawn(Arc::clone(live).follow(stop.clone()));
+    }
+    if let Some(live) = server.live() {
+        link.add_tls(Arc::<Live<Dialling>>::clone(live));
+        tasks.spawn(Arc::clone(live).follow(stop.clone()));
+    }
+    Ok((client, Arc::new(server)))
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

@@ -271,19 +271,17 @@ fn control(families: &mut Vec<MetricFamily>, link: &Link) {
     tls(families, link);
 }
 
-/// Certificates of the gRPC legs; the label is the section of the file.
+/// Certificates of every leg; the label is the section of the file.
 fn tls(families: &mut Vec<MetricFamily>, link: &Link) {
     let sides = link.tls();
     let seconds = |at: i64| float(u64::try_from(at).unwrap_or(0));
-    let expiry = sides
-        .iter()
-        .filter_map(|s| Some(gauge(&[("listener", s.name())], seconds(s.not_after()?))))
-        .collect();
+    let expiry =
+        sides.iter().filter_map(|s| Some(gauge(&[("section", s.name())], seconds(s.not_after()?)))).collect();
     let help = "When the certificate in force expires, in seconds since 1970.";
-    families.push(family("grpc_tls_not_after_seconds", help, MetricType::GAUGE, expiry));
-    let failures = sides.iter().map(|s| counter(&[("listener", s.name())], s.failures())).collect();
+    families.push(family("tls_not_after_seconds", help, MetricType::GAUGE, expiry));
+    let failures = sides.iter().map(|s| counter(&[("section", s.name())], s.failures())).collect();
     let help = "New certificate files that were refused.";
-    families.push(family("grpc_tls_reload_failures_total", help, MetricType::COUNTER, failures));
+    families.push(family("tls_reload_failures_total", help, MetricType::COUNTER, failures));
 }
 
 fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], serving: usize, view: &View) {

@@ -324,7 +324,7 @@ mod tests {
         let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let registered = Arc::new(Registry::default()).register(0x0003_0000);
         let addr = silent.local_addr().unwrap();
-        registered.handle.set_server(&Arc::new(ServerIdent { addr, pid: 1, key: vec![0; 4] }));
+        registered.handle.set_server(&Arc::new(ServerIdent { addr, pid: 1, key: vec![0; 4], sealing: None }));
         let count = || registered.handle.target.lock().unwrap().in_flight;
         {
             let mut context = Context::from_waker(Waker::noop());

@@ -3,6 +3,7 @@
 
 use crate::auth::Auth;
 use crate::lanes::Lanes;
+use crate::legs::ClientLeg;
 use crate::metrics::Counters;
 use crate::pool::{Identities, Pools, View};
 use crate::registry::Registry;
@@ -33,6 +34,8 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     /// Who may log in.
     pub auth: Auth,
+    /// TLS towards clients.
+    pub client_leg: ClientLeg,
     /// Tells the control plane what was seen of a node; never waits.
     pub evidence: TellEvidence,
     /// Client counts by user, database and address.

@@ -55,6 +55,9 @@ PROXY_CONFIG = """
 listen_address = "127.0.0.1:{listen}"
 admin_address = "127.0.0.1:{admin}"
 {workers}
+[client_tls]
+mode = "disable"
+
 [pool_mode]
 mode = "transaction"
 max_pool_size = {pool}

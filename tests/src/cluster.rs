@@ -159,6 +159,37 @@ impl Node {
         self.start();
     }
 
+    /// Turns TLS on, with these files and this first line of `pg_hba.conf`; empty: as it was.
+    ///
+    /// # Panics
+    /// When the server does not take them.
+    pub fn with_tls(&self, cert: &str, key: &str, authorities: &str, hba: &str) {
+        for (from, name) in [(cert, "tls.crt"), (key, "tls.key"), (authorities, "tls.ca")] {
+            let to = self.data.join(name);
+            std::fs::copy(from, &to).unwrap();
+            if is_root() {
+                run({
+                    let mut c = Command::new("chown");
+                    c.arg(format!("{SERVER_USER}:{SERVER_USER}")).arg(&to);
+                    c
+                });
+            }
+        }
+        let file = self.data.join("pg_hba.conf");
+        let rules = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{hba}\n{rules}")).unwrap();
+        let mut client = self.superuser();
+        for (name, value) in [
+            ("ssl_cert_file", "tls.crt"),
+            ("ssl_key_file", "tls.key"),
+            ("ssl_ca_file", "tls.ca"),
+            ("ssl", "on"),
+        ] {
+            client.batch_execute(&format!("alter system set {name} = '{value}'")).unwrap();
+        }
+        self.restart_with("select 1");
+    }
+
     fn try_superuser(&self) -> Result<Client, postgres::Error> {
         postgres::Config::new()
             .host_path(&self.sockets)

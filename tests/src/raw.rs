@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use helios_pgwire::frame::put;
-use helios_pgwire::scram::{ClientFirst, Expected, Keys, MECHANISM};
+use helios_pgwire::scram::{Channel, ClientFirst, Expected, Keys, MECHANISM};
 use helios_pgwire::{ErrorFields, frontend, md5};
 
 /// How long an answer may take before the test gives up on it.
@@ -190,7 +190,7 @@ impl Raw {
                     self.password(&md5::answer(&stored, body[4..8].try_into().unwrap()), true);
                 }
                 (b'R', Some([0, 0, 0, 10])) => {
-                    let client = ClientFirst::new();
+                    let client = ClientFirst::new(Channel::Plain);
                     let mut out = Vec::new();
                     frontend::sasl_initial(&mut out, MECHANISM, &client.message());
                     self.send(&out);

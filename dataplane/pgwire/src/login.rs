@@ -6,7 +6,7 @@ use crate::error::ErrorFields;
 use crate::frame::Header;
 use crate::frontend;
 use crate::md5;
-use crate::scram::{Challenge, ClientFirst, Expected, Keys, MECHANISM, ScramError};
+use crate::scram::{Challenge, Channel, ClientFirst, Expected, Keys, MECHANISM, MECHANISM_PLUS, ScramError};
 
 /// Longest message that a backend may send during login, in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -104,13 +104,36 @@ enum State {
 pub struct Login {
     state: State,
     welcome: Welcome,
+    /// With TLS: hash of the backend's certificate, if it has one that can be bound to.
+    tls: Option<Option<Vec<u8>>>,
+    /// As the backend's offer leaves it.
+    channel: Channel,
 }
 
 impl Login {
-    /// A login whose StartupMessage has been sent.
+    /// A login whose StartupMessage has been sent in plain text.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: State::Waiting, welcome: Welcome::default() }
+        Self { state: State::Waiting, welcome: Welcome::default(), tls: None, channel: Channel::Plain }
+    }
+
+    /// The same over TLS; `end_point` is the hash of the backend's certificate for channel binding, if it has one.
+    #[must_use]
+    pub fn over_tls(end_point: Option<Vec<u8>>) -> Self {
+        Self { tls: Some(end_point), ..Self::new() }
+    }
+
+    /// What the backend's list of mechanisms makes of the channel; `None` if it offers none that we speak.
+    fn offered(&self, list: &[u8]) -> Option<Channel> {
+        let plain = AuthRequest::offers(list, MECHANISM);
+        match &self.tls {
+            Some(Some(hash)) if AuthRequest::offers(list, MECHANISM_PLUS) => {
+                Some(Channel::Bound(hash.clone()))
+            }
+            Some(Some(_)) => plain.then_some(Channel::Unbound),
+            // Without a hash we support no channel binding, whatever the backend offers.
+            Some(None) | None => plain.then_some(Channel::Plain),
+        }
     }
 
     /// Takes as many whole messages off the front of `buf` as it can; drops them from it.
@@ -152,8 +175,8 @@ impl Login {
                 State::Waiting
             }
             (Asked::Scram, Answer::Scram) => {
-                let first = ClientFirst::new();
-                frontend::sasl_initial(&mut out, MECHANISM, &first.message());
+                let first = ClientFirst::new(std::mem::take(&mut self.channel));
+                frontend::sasl_initial(&mut out, first.mechanism(), &first.message());
                 State::ClientFirst(first)
             }
             _ => return Err(LoginError::Protocol("credential of another kind")),
@@ -216,10 +239,11 @@ impl Login {
             (State::Waiting, AuthRequest::CleartextPassword) => self.ask(Asked::Cleartext)?,
             (State::Waiting, AuthRequest::Md5Password(salt)) => self.ask(Asked::Md5(salt))?,
             (State::Waiting, AuthRequest::Sasl(list)) => {
-                if !AuthRequest::offers(list, MECHANISM) {
+                let Some(channel) = self.offered(list) else {
                     let offered = String::from_utf8_lossy(list).replace('\0', " ");
                     return Err(LoginError::Unsupported(offered.trim_end().escape_debug().to_string()));
-                }
+                };
+                self.channel = channel;
                 self.ask(Asked::Scram)?
             }
             (State::ClientFirst(first), AuthRequest::SaslContinue(data)) => {
@@ -294,6 +318,31 @@ mod tests {
         login.credential(Answer::Scram).unwrap();
         auth(&mut buf, 0, b"");
         assert!(matches!(login.advance(&mut buf), Err(LoginError::Protocol(_))));
+    }
+
+    #[test]
+    fn channel_binding_is_used_where_both_sides_have_it() {
+        let hash = || Some(b"hash".to_vec());
+        let both = b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0".as_slice();
+        let plain = b"SCRAM-SHA-256\0\0".as_slice();
+        for (mut login, list, begins) in [
+            (Login::over_tls(hash()), both, "SCRAM-SHA-256-PLUS p=tls-server-end-point,,"),
+            (Login::over_tls(hash()), plain, "SCRAM-SHA-256 y,,"),
+            (Login::over_tls(None), both, "SCRAM-SHA-256 n,,"),
+            (Login::new(), both, "SCRAM-SHA-256 n,,"),
+        ] {
+            let mut buf = Vec::new();
+            auth(&mut buf, 10, list);
+            assert!(matches!(login.advance(&mut buf), Ok(Need::Credential(Asked::Scram))));
+            let sent = login.credential(Answer::Scram).unwrap();
+            let (mechanism, rest) = crate::frame::take_cstr(&sent[5..]).unwrap();
+            let sent = [mechanism, b" ", &rest[4..]].concat();
+            assert!(sent.starts_with(begins.as_bytes()), "{begins}: {sent:?}");
+        }
+        let mut buf = Vec::new();
+        auth(&mut buf, 10, b"SCRAM-SHA-256-PLUS\0\0");
+        let refused = Login::new().advance(&mut buf);
+        assert!(matches!(refused, Err(LoginError::Unsupported(_))), "not without TLS");
     }
 
     #[test]

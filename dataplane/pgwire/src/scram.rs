@@ -1,5 +1,5 @@
 //! SCRAM-SHA-256 (RFC 5802, RFC 7677) in both roles, as state machines without input or output, and the verifier
-//! format of `pg_authid`. Channel binding comes with TLS. Never stores a password; keys are wiped when dropped.
+//! format of `pg_authid`, with channel binding by `tls-server-end-point` (RFC 5929). Never stores a password; keys are wiped when dropped.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -10,6 +10,10 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The one mechanism that both legs speak without TLS.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
+/// The same with channel binding, for a connection with TLS.
+pub const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// The one kind of channel binding that PostgreSQL knows, as a GS2 header.
+const END_POINT: &str = "p=tls-server-end-point,,";
 /// Highest iteration count that we compute for a server (CVE-2026-42198 of pgjdbc: a server that burns a core).
 pub const MAX_ITERATIONS: u32 = 100_000;
 /// PostgreSQL's default iteration count.
@@ -52,14 +56,42 @@ pub enum ScramError {
     /// The server could not prove that it knows the password.
     #[error("server signature is wrong")]
     WrongServer,
+    /// The client thinks that we do not offer channel binding, so somebody has changed our list (28000).
+    #[error("SCRAM channel binding negotiation error")]
+    Downgrade,
+    /// The client's end of the TLS connection is not ours (28000).
+    #[error("SCRAM channel binding check failed")]
+    WrongBinding,
     /// The server asks for more work than [`MAX_ITERATIONS`].
     #[error("server asks for too many SCRAM iterations")]
     TooManyIterations,
 }
 
+/// What a client knows of its channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Channel {
+    /// No TLS.
+    #[default]
+    Plain,
+    /// TLS, but the server offers no channel binding.
+    Unbound,
+    /// TLS with a server whose certificate has this hash, and which offers channel binding.
+    Bound(Vec<u8>),
+}
+
 /// Client role, first message sent.
 pub struct ClientFirst {
     nonce: String,
+    channel: Channel,
+}
+
+/// What a server offers and a client has chosen, apart from the password.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Offer<'a> {
+    /// Hash of our certificate on this connection, if channel binding was offered.
+    pub end_point: Option<&'a [u8]>,
+    /// The client has chosen [`MECHANISM_PLUS`].
+    pub chosen: bool,
 }
 
 /// Client role, challenge received: what the keys must be derived with.
@@ -82,7 +114,9 @@ pub struct ServerFirst {
     verifier: Verifier,
     first_bare: String,
     server_first: String,
+    /// What the client must bind to.
     gs2: String,
+    chosen: bool,
     nonce: String,
 }
 
@@ -190,14 +224,34 @@ impl Verifier {
 impl ClientFirst {
     /// Starts an exchange with a random nonce.
     #[must_use]
-    pub fn new() -> Self {
-        Self { nonce: nonce() }
+    pub fn new(channel: Channel) -> Self {
+        Self { nonce: nonce(), channel }
+    }
+
+    /// The mechanism that goes with the channel.
+    #[must_use]
+    pub const fn mechanism(&self) -> &'static str {
+        if matches!(self.channel, Channel::Bound(_)) { MECHANISM_PLUS } else { MECHANISM }
+    }
+
+    const fn gs2(&self) -> &'static str {
+        match self.channel {
+            Channel::Plain => "n,,",
+            Channel::Unbound => "y,,",
+            Channel::Bound(_) => END_POINT,
+        }
+    }
+
+    /// The attribute `c` of the last message: the GS2 header, and what it binds to.
+    fn bound(&self) -> String {
+        let hash = if let Channel::Bound(hash) = &self.channel { hash.as_slice() } else { &[] };
+        BASE64.encode([self.gs2().as_bytes(), hash].concat())
     }
 
     /// The first message. PostgreSQL takes the role's name from the startup packet, so it is empty here.
     #[must_use]
     pub fn message(&self) -> Vec<u8> {
-        format!("n,,n=,r={}", self.nonce).into_bytes()
+        format!("{}n=,r={}", self.gs2(), self.nonce).into_bytes()
     }
 
     /// Reads the server's challenge.
@@ -219,19 +273,13 @@ impl ClientFirst {
             return Err(ScramError::TooManyIterations);
         }
         let salt = BASE64.decode(salt).ok().filter(|s| !s.is_empty() && iterations > 0);
-        let final_without_proof = format!("c=biws,r={nonce}");
+        let final_without_proof = format!("c={},r={nonce}", self.bound());
         Ok(Challenge {
             salt: salt.ok_or(ScramError::Malformed)?,
             iterations,
             auth_message: format!("n=,r={},{server_first},{final_without_proof}", self.nonce),
             final_without_proof,
         })
-    }
-}
-
-impl Default for ClientFirst {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -264,18 +312,19 @@ impl ServerFirst {
     /// Reads the client's first message and makes the challenge.
     ///
     /// # Errors
-    /// [`ScramError::Malformed`], and [`ScramError::Unsupported`] for channel binding, an authorization identity or
-    /// a mandatory extension.
-    pub fn new(client_first: &[u8], verifier: Verifier) -> Result<Self, ScramError> {
+    /// [`ScramError::Malformed`], also for a binding that is not of the mechanism chosen; [`ScramError::Downgrade`]; and
+    /// [`ScramError::Unsupported`] for an authorization identity or a mandatory extension.
+    pub fn new(client_first: &[u8], verifier: Verifier, offer: Offer<'_>) -> Result<Self, ScramError> {
         let message = text(client_first)?;
         let mut parts = message.splitn(3, ',');
         let (flag, authzid) = (parts.next().unwrap_or_default(), parts.next().ok_or(ScramError::Malformed)?);
         let bare = parts.next().ok_or(ScramError::Malformed)?;
-        match flag {
-            "n" | "y" => {}
-            _ if flag.starts_with("p=") => return Err(ScramError::Unsupported),
+        let bound: &[u8] = match (flag, offer.end_point) {
+            ("n", _) | ("y", None) if !offer.chosen => &[],
+            ("y", Some(_)) if !offer.chosen => return Err(ScramError::Downgrade),
+            ("p=tls-server-end-point", Some(hash)) if offer.chosen => hash,
             _ => return Err(ScramError::Malformed),
-        }
+        };
         if !authzid.is_empty() {
             let known = authzid.starts_with("a=");
             return Err(if known { ScramError::Unsupported } else { ScramError::Malformed });
@@ -290,8 +339,9 @@ impl ServerFirst {
         let nonce = format!("{client_nonce}{}", nonce());
         let salt = BASE64.encode(&verifier.salt);
         let server_first = format!("r={nonce},s={salt},i={}", verifier.iterations);
-        let gs2 = BASE64.encode(format!("{flag},,"));
-        Ok(Self { verifier, first_bare: bare.to_owned(), server_first, gs2, nonce })
+        let gs2 = BASE64.encode([flag.as_bytes(), b",,", bound].concat());
+        let (first_bare, chosen) = (bare.to_owned(), offer.chosen);
+        Ok(Self { verifier, first_bare, server_first, gs2, chosen, nonce })
     }
 
     /// The challenge.
@@ -303,7 +353,7 @@ impl ServerFirst {
     /// Checks the client's final message.
     ///
     /// # Errors
-    /// [`ScramError::Malformed`] and [`ScramError::WrongProof`].
+    /// [`ScramError::Malformed`], [`ScramError::WrongBinding`] and [`ScramError::WrongProof`].
     pub fn prove(self, client_final: &[u8]) -> Result<Proved, ScramError> {
         let message = text(client_final)?;
         let (without_proof, proof) = message.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
@@ -311,8 +361,11 @@ impl ServerFirst {
         let binding = attribute(fields.next().unwrap_or_default(), 'c')?;
         let nonce = attribute(fields.next().unwrap_or_default(), 'r')?;
         let proof = key_from(proof).ok_or(ScramError::Malformed)?;
-        if binding != self.gs2 || nonce != self.nonce {
+        if nonce != self.nonce {
             return Err(ScramError::Malformed);
+        }
+        if binding != self.gs2 {
+            return Err(if self.chosen { ScramError::WrongBinding } else { ScramError::Malformed });
         }
         let auth_message = format!("{},{},{without_proof}", self.first_bare, self.server_first);
         let signature = hmac(&self.verifier.stored, auth_message.as_bytes());
@@ -349,8 +402,18 @@ mod tests {
 
     /// A whole exchange: our client role against our server role.
     fn exchange(client: &str, server: &str) -> Result<Proved, ScramError> {
-        let first = ClientFirst::new();
-        let server = ServerFirst::new(&first.message(), verifier(server))?;
+        bound_exchange(client, server, Channel::Plain, None)
+    }
+
+    fn bound_exchange(
+        client: &str,
+        server: &str,
+        channel: Channel,
+        end_point: Option<&[u8]>,
+    ) -> Result<Proved, ScramError> {
+        let first = ClientFirst::new(channel);
+        let offer = Offer { end_point, chosen: first.mechanism() == MECHANISM_PLUS };
+        let server = ServerFirst::new(&first.message(), verifier(server), offer)?;
         let challenge = first.challenge(server.message())?;
         let keys = Keys::derive(client.as_bytes(), &challenge.salt, challenge.iterations);
         let (answer, expected) = challenge.answer(&keys);
@@ -368,8 +431,37 @@ mod tests {
     }
 
     #[test]
+    fn channel_binding() {
+        let (ours, theirs) = (&b"hash of our certificate"[..], b"hash of somebody else's".to_vec());
+        for (channel, offered, result) in [
+            (Channel::Plain, None, None),
+            // A client without TLS libraries worth the name, over TLS.
+            (Channel::Plain, Some(ours), None),
+            (Channel::Unbound, None, None),
+            (Channel::Bound(ours.to_vec()), Some(ours), None),
+            (Channel::Unbound, Some(ours), Some(ScramError::Downgrade)),
+            (Channel::Bound(theirs.clone()), Some(ours), Some(ScramError::WrongBinding)),
+            (Channel::Bound(theirs), None, Some(ScramError::Malformed)),
+        ] {
+            let shown = format!("{channel:?} {offered:?}");
+            assert_eq!(bound_exchange("x", "x", channel, offered).err(), result, "{shown}");
+        }
+        let mixed = |message: &[u8], chosen| {
+            ServerFirst::new(message, verifier("x"), Offer { end_point: Some(ours), chosen }).err()
+        };
+        for (message, chosen) in [
+            (&b"p=tls-server-end-point,,n=,r=abc"[..], false),
+            (b"n,,n=,r=abc", true),
+            (b"y,,n=,r=abc", true),
+            (b"p=tls-unique,,n=,r=abc", true),
+        ] {
+            assert_eq!(mixed(message, chosen), Some(ScramError::Malformed), "{message:?}");
+        }
+    }
+
+    #[test]
     fn rfc_7677_example() {
-        let first = ClientFirst { nonce: "rOprNGfwEbeRWgbNEkqO".into() };
+        let first = ClientFirst { nonce: "rOprNGfwEbeRWgbNEkqO".into(), channel: Channel::Plain };
         let mut challenge = first
             .challenge(
                 b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096",
@@ -395,24 +487,26 @@ mod tests {
             ("n,a=x,n=,r=abc", Unsupported),
             ("n,b=x,n=,r=abc", Malformed),
             ("n,,m=x,n=,r=abc", Unsupported),
-            ("p=tls-unique,,n=,r=abc", Unsupported),
+            ("p=tls-unique,,n=,r=abc", Malformed),
             ("n,,n=,r=a\u{7f}c", Malformed),
             ("n,,n=,r=", Malformed),
             (long.as_str(), Malformed),
         ] {
             assert_eq!(
-                ServerFirst::new(message.as_bytes(), verifier("x")).err(),
+                ServerFirst::new(message.as_bytes(), verifier("x"), Offer::default()).err(),
                 Some(error),
                 "{message:.40}"
             );
         }
-        let server = ServerFirst::new(b"n,,n=,r=abc", verifier("x")).unwrap();
+        let server = ServerFirst::new(b"n,,n=,r=abc", verifier("x"), Offer::default()).unwrap();
         assert_eq!(server.prove(b"c=biws,r=abc,p=AAAA").err(), Some(Malformed));
     }
 
     #[test]
     fn hostile_servers() {
-        let challenge = |m: &str| ClientFirst { nonce: "abc".into() }.challenge(m.as_bytes()).err();
+        let challenge = |m: &str| {
+            ClientFirst { nonce: "abc".into(), channel: Channel::Plain }.challenge(m.as_bytes()).err()
+        };
         assert_eq!(challenge("r=abc,s=AAAA,i=1"), Some(ScramError::Malformed), "the nonce must be extended");
         assert_eq!(challenge("r=xyz1,s=AAAA,i=1"), Some(ScramError::Malformed));
         assert_eq!(challenge("r=abcd,s=AAAA,i=1000000000"), Some(ScramError::TooManyIterations));

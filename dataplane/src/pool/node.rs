@@ -20,6 +20,7 @@ pub use share::Standing;
 use self::inner::{Inner, Pick, Queued};
 use super::identity::Identity;
 use super::wait::{Grant, Outcome, Waiter};
+use crate::legs::ServerLeg;
 use crate::server::ServerConn;
 use helios_proto::model::Node;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -33,6 +34,8 @@ const SUSPECT_FOR: Duration = Duration::from_secs(1);
 pub struct NodePool {
     /// The node.
     pub node: Arc<Node>,
+    /// TLS towards it.
+    pub leg: Arc<ServerLeg>,
     max: AtomicU32,
     busy: AtomicU32,
     /// Connections held by sessions that rest.
@@ -113,9 +116,10 @@ pub struct Counts {
 impl NodePool {
     /// An empty pool.
     #[must_use]
-    pub fn new(node: Arc<Node>, max: u32, source: Source) -> Arc<Self> {
+    pub fn new(node: Arc<Node>, max: u32, (source, leg): (Source, &Arc<ServerLeg>)) -> Arc<Self> {
         Arc::new(Self {
             node,
+            leg: Arc::clone(leg),
             max: AtomicU32::new(max),
             busy: AtomicU32::new(0),
             resting: AtomicU32::new(0),
@@ -176,7 +180,10 @@ impl NodePool {
     pub fn checkout(self: &Arc<Self>, request: &Request<'_>) -> Checkout {
         loop {
             match self.try_checkout(request) {
-                Checkout::Ready(conn) if !conn.is_alive() => {
+                Checkout::Ready(mut conn) => {
+                    if conn.is_alive() {
+                        return Checkout::Ready(conn);
+                    }
                     tracing::debug!(node = %self.node.name, "idle server connection was gone");
                     drop(conn);
                 }

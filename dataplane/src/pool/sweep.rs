@@ -3,9 +3,11 @@
 
 use super::node::{Age, NodePool, Slot};
 use super::{Identities, Pools, View};
+use crate::legs::Sealing;
 use crate::server::dial::{self, Who};
 use crate::server::{ServerConn, ServerIdent};
 use crate::statements::Prepared;
+use crate::stream::Stream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -91,10 +93,10 @@ pub async fn open(
 ) -> Result<Box<ServerConn>, dial::DialError> {
     let identity = Arc::clone(slot.identity());
     let who = Who { user: &identity.user, database: &identity.database, params: &identity.params };
-    let node = &slot.pool().node;
+    let (node, leg) = (&slot.pool().node, &slot.pool().leg);
     let (io, welcome) = tokio::select! {
         biased;
-        opened = dial::dial(node, who, &identity.credential) => opened?,
+        opened = dial::dial((node, leg), who, &identity.credential) => opened?,
         // A frozen server would hold whoever waits for it until the timeout.
         () = slot.cut() => {
             let source = std::io::Error::other("another node has become the primary");
@@ -107,7 +109,7 @@ pub async fn open(
 /// Wraps a connection that has just logged in.
 #[must_use]
 pub fn established(
-    io: tokio::net::TcpStream,
+    (io, sealing): (Stream, Option<Sealing>),
     welcome: &helios_pgwire::login::Welcome,
     mut slot: Slot,
     worker: usize,
@@ -116,12 +118,12 @@ pub fn established(
     let identity = Arc::clone(slot.identity());
     let greeting = identity.greet(welcome);
     slot.pool().trust();
-    slot.hold(&io);
-    let addr = io.peer_addr().unwrap_or_else(|_| ([0, 0, 0, 0], 0).into());
+    slot.hold(io.tcp());
+    let addr = io.tcp().peer_addr().unwrap_or_else(|_| ([0, 0, 0, 0], 0).into());
     let now = Instant::now();
     Box::new(ServerConn {
         io,
-        ident: Arc::new(ServerIdent { addr, pid: welcome.pid, key: welcome.key.clone() }),
+        ident: Arc::new(ServerIdent { addr, pid: welcome.pid, key: welcome.key.clone(), sealing }),
         identity,
         worker,
         expires: lifetime.and_then(|limit| now.checked_add(jitter(limit, welcome.pid))),

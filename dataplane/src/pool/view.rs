@@ -3,6 +3,7 @@
 
 use super::Identity;
 use super::node::{Caps, Granted, NodePool, Source};
+use crate::legs::ServerLeg;
 use arc_swap::ArcSwap;
 use helios_proto::model::{Health, NodeState, Overrides, PoolMode, Role, Settings, Snapshot};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +38,8 @@ pub struct Pools {
     current: Arc<ArcSwap<View>>,
     /// Where shares of the nodes' budgets come from.
     source: Source,
+    /// TLS towards servers.
+    leg: Arc<ServerLeg>,
     change: Mutex<()>,
     /// Revision in force, for those who wait for the next.
     revision: watch::Sender<u64>,
@@ -89,10 +92,11 @@ impl View {
 impl Pools {
     /// Pools for a first snapshot.
     #[must_use]
-    pub fn new(snapshot: Arc<Snapshot>, source: Source) -> Self {
+    pub fn new(snapshot: Arc<Snapshot>, source: Source, leg: Arc<ServerLeg>) -> Self {
         let revision = watch::Sender::new(snapshot.revision);
-        let view = bind(snapshot, &[], source);
-        Self { current: Arc::new(ArcSwap::from_pointee(view)), source, change: Mutex::new(()), revision }
+        let view = bind(snapshot, &[], (source, &leg));
+        let (current, change) = (Arc::new(ArcSwap::from_pointee(view)), Mutex::new(()));
+        Self { current, source, leg, change, revision }
     }
 
     /// A share of a node's budget is granted; one of a node that is not known here yet will come again.
@@ -133,7 +137,7 @@ impl Pools {
         if snapshot.revision <= old.snapshot.revision {
             return false;
         }
-        let view = Arc::new(bind(snapshot, &old.pools, self.source));
+        let view = Arc::new(bind(snapshot, &old.pools, (self.source, &self.leg)));
         self.current.store(Arc::clone(&view));
         for pool in &old.pools {
             if !view.pools.iter().any(|kept| Arc::ptr_eq(kept, pool)) {
@@ -176,7 +180,7 @@ fn cut_superseded(old: &View, new: &View) {
     }
 }
 
-fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>], source: Source) -> View {
+fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>], (source, leg): (Source, &Arc<ServerLeg>)) -> View {
     let (settings, now) = (&snapshot.settings, Instant::now());
     let pool = |state: &NodeState| {
         let node = &state.node;
@@ -185,7 +189,7 @@ fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>], source: Source) -> View 
         };
         let pool = match old.iter().find(same) {
             Some(pool) => Arc::clone(pool),
-            None => NodePool::new(Arc::clone(node), settings.pool.max_pool_size, source),
+            None => NodePool::new(Arc::clone(node), settings.pool.max_pool_size, (source, leg)),
         };
         let held = snapshot.hold.as_ref().is_some_and(|hold| hold.node == node.name && hold.until > now);
         pool.obey(&state.ops, held, node.max_connections, settings);

@@ -24,6 +24,7 @@ pub async fn ask(conn: &mut ServerConn, sql: &str) -> io::Result<Vec<Row>> {
     let mut message = Vec::new();
     frontend::query(&mut message, sql);
     conn.io.write_all(&message).await?;
+    conn.io.flush().await?;
     let (mut buf, mut rows, mut seen) = (Vec::new(), Vec::new(), 0usize);
     let mut chunk = vec![0u8; CHUNK];
     loop {

@@ -2,6 +2,7 @@
 //! not as expected ends in a closed connection. Never commits: un-Synced work is left to the backend to roll back.
 
 use super::{Ledger, ServerConn, ServerIdent};
+use crate::stream::Stream;
 use helios_pgwire::backend::{TxStatus, max_len};
 use helios_pgwire::frame::Header;
 use helios_pgwire::frontend;
@@ -25,10 +26,14 @@ const CHUNK: usize = 16 * 1024;
 /// What the system says, or a timeout.
 pub async fn cancel(target: &ServerIdent) -> io::Result<()> {
     let work = async {
-        let mut io = TcpStream::connect(target.addr).await?;
+        let mut io = Stream::from(TcpStream::connect(target.addr).await?);
+        if let Some(sealing) = &target.sealing {
+            sealing.again(&mut io).await.map_err(io::Error::other)?;
+        }
         let mut request = Vec::new();
         frontend::cancel(&mut request, target.pid, &target.key);
         io.write_all(&request).await?;
+        io.flush().await?;
         let mut byte = [0u8; 1];
         // The backend answers by closing; a reset counts as closed.
         let _ = io.read(&mut byte).await;
@@ -92,6 +97,7 @@ async fn run(conn: &mut ServerConn, left: &mut Leftover, sql: &str) -> io::Resul
     let mut message = Vec::new();
     frontend::query(&mut message, sql);
     conn.io.write_all(&message).await?;
+    conn.io.flush().await?;
     left.ledger.sent(b'Q');
     drain(conn, left).await
 }

@@ -1,17 +1,16 @@
 //! A logged-in server connection and who owns its slot. Closing is dropping: the slot goes back to the node's
 //! pool whatever happened. Never knows which session uses it.
 
+use crate::legs::Sealing;
 use crate::pool::identity::Greeting;
 use crate::pool::{Identity, Slot};
 use crate::statements::Prepared;
+use crate::stream::Stream;
 use helios_pgwire::frontend;
-use socket2::SockRef;
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 
 /// A connection that idled longer is asked for its state at checkout; below that its last use just proved it.
 const FRESH: Duration = Duration::from_millis(1);
@@ -25,12 +24,14 @@ pub struct ServerIdent {
     pub pid: u32,
     /// Secret of the backend.
     pub key: Vec<u8>,
+    /// The TLS that the connection has.
+    pub sealing: Option<Sealing>,
 }
 
 /// A logged-in server connection.
 pub struct ServerConn {
     /// The socket, registered with the worker `worker`.
-    pub io: TcpStream,
+    pub io: Stream,
     /// For cancel requests.
     pub ident: Arc<ServerIdent>,
     /// Pool key: whose connection this is.
@@ -55,15 +56,8 @@ impl ServerConn {
     /// Whether an idle connection is still there and silent. Any byte or an end of file means it must go
     /// (`reliability.md` B22).
     #[must_use]
-    pub fn is_alive(&self) -> bool {
-        if self.idle_since.elapsed() < FRESH {
-            return true;
-        }
-        let mut byte = [MaybeUninit::uninit(); 1];
-        match SockRef::from(&self.io).peek(&mut byte) {
-            Ok(_) => false,
-            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
-        }
+    pub fn is_alive(&mut self) -> bool {
+        self.idle_since.elapsed() < FRESH || self.io.is_silent()
     }
 
     /// Moves the socket to the reactor of the worker that runs this.
@@ -76,7 +70,7 @@ impl ServerConn {
         }
         let Self { io, ident, identity, expires, idle_since, needs_reset, prepared, greeting, slot, .. } =
             *self;
-        let io = TcpStream::from_std(io.into_std()?)?;
+        let io = io.settle()?;
         self = Box::new(Self {
             io,
             ident,
@@ -94,9 +88,9 @@ impl ServerConn {
 
     /// Says goodbye as well as that goes without waiting, and closes.
     #[allow(clippy::boxed_local)] // callers hold it boxed; unboxing only to drop it would move 200 bytes
-    pub fn close(self: Box<Self>) {
+    pub fn close(mut self: Box<Self>) {
         let mut bytes = Vec::new();
         frontend::terminate(&mut bytes);
-        let _ = SockRef::from(&self.io).send(&bytes);
+        self.io.send_last(&bytes);
     }
 }

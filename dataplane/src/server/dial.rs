@@ -2,6 +2,8 @@
 //! Never retries and never chooses a node.
 
 use super::credential::Credential;
+use crate::legs::{Sealing, SecureError, ServerLeg, shown};
+use crate::stream::Stream;
 use helios_pgwire::frontend;
 use helios_pgwire::login::{Asked, Login, LoginError, Need, Welcome};
 use helios_proto::model::Node;
@@ -32,6 +34,16 @@ pub enum DialError {
         #[source]
         source: io::Error,
     },
+    /// No TLS, where it has to be.
+    #[error("could not connect to {host}:{port}: {why}")]
+    Tls {
+        /// Host of the node.
+        host: String,
+        /// Port of the node.
+        port: u16,
+        /// In words for an operator.
+        why: String,
+    },
     /// The backend refused, or the login could not be done.
     #[error(transparent)]
     Login(#[from] LoginError),
@@ -42,18 +54,22 @@ pub enum DialError {
 
 /// A connection whose login has begun.
 pub struct Opening {
-    io: TcpStream,
+    io: Stream,
+    sealing: Option<Sealing>,
     login: Login,
     buf: Vec<u8>,
     place: (String, u16),
 }
 
+/// A connection, and the TLS on it.
+pub type Secured = (Stream, Option<Sealing>);
+
 /// What a backend answered to the StartupMessage.
 pub enum Opened {
     /// Logged in; it asked for nothing.
-    Ready(TcpStream, Box<Welcome>),
+    Ready(Secured, Box<Welcome>),
     /// It asks for this.
-    Asked(Opening, Asked),
+    Asked(Box<Opening>, Asked),
 }
 
 /// Who to log in as, and with which startup parameters.
@@ -92,12 +108,12 @@ pub fn tune(io: &TcpStream, patience: Duration) -> io::Result<()> {
 /// # Errors
 /// See [`DialError`].
 pub async fn dial(
-    node: &Node,
+    to: (&Node, &ServerLeg),
     who: Who<'_>,
     credential: &Arc<Credential>,
-) -> Result<(TcpStream, Box<Welcome>), DialError> {
-    match Opening::start(node, who).await? {
-        Opened::Ready(io, welcome) => Ok((io, welcome)),
+) -> Result<(Secured, Box<Welcome>), DialError> {
+    match Opening::start(to, who).await? {
+        Opened::Ready(secured, welcome) => Ok((secured, welcome)),
         Opened::Asked(opening, asked) => opening.finish(asked, who.user, credential).await,
     }
 }
@@ -107,7 +123,7 @@ impl Opening {
     ///
     /// # Errors
     /// See [`DialError`].
-    pub async fn start(node: &Node, who: Who<'_>) -> Result<Opened, DialError> {
+    pub async fn start((node, leg): (&Node, &ServerLeg), who: Who<'_>) -> Result<Opened, DialError> {
         let place = (node.host.clone(), node.port);
         let connect = async {
             let io = TcpStream::connect((node.host.as_str(), node.port)).await?;
@@ -115,14 +131,17 @@ impl Opening {
             Ok(io)
         };
         let io = step(connect).await.map_err(|source| failed(&place, source))?;
+        let mut io = Stream::from(io);
+        let sealing = secure(leg, &mut io, &place).await?;
+        let login = if io.is_sealed() { Login::over_tls(shown(&io)) } else { Login::new() };
         let mut startup = Vec::new();
         let params = who.params.iter().map(|(name, value)| (name.as_slice(), value.as_slice()));
         frontend::startup(&mut startup, who.user, who.database, params);
-        let mut this = Self { io, login: Login::new(), buf: Vec::new(), place };
+        let mut this = Self { io, sealing, login, buf: Vec::new(), place };
         this.send(&startup).await?;
         match this.next().await? {
-            Need::Done(welcome) => Ok(Opened::Ready(this.io, welcome)),
-            Need::Credential(asked) => Ok(Opened::Asked(this, asked)),
+            Need::Done(welcome) => Ok(Opened::Ready((this.io, this.sealing), welcome)),
+            Need::Credential(asked) => Ok(Opened::Asked(Box::new(this), asked)),
             _ => Err(LoginError::Protocol("login out of order").into()),
         }
     }
@@ -136,14 +155,14 @@ impl Opening {
         asked: Asked,
         user: &[u8],
         credential: &Arc<Credential>,
-    ) -> Result<(TcpStream, Box<Welcome>), DialError> {
+    ) -> Result<(Secured, Box<Welcome>), DialError> {
         let mut hold = Zeroizing::new(Vec::new());
         let answer = credential.answer(asked, user, &mut hold).ok_or(DialError::NoCredential(name(asked)))?;
         let bytes = Zeroizing::new(self.login.credential(answer)?);
         self.send(&bytes).await?;
         loop {
             match self.next().await? {
-                Need::Done(welcome) => return Ok((self.io, welcome)),
+                Need::Done(welcome) => return Ok(((self.io, self.sealing), welcome)),
                 Need::Keys { salt, iterations } => {
                     let keys = credential.keys(salt, iterations).await;
                     let keys = keys.ok_or(DialError::NoCredential(name(Asked::Scram)))?;
@@ -156,7 +175,11 @@ impl Opening {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), DialError> {
-        let sent = step(self.io.write_all(bytes)).await;
+        let send = async {
+            self.io.write_all(bytes).await?;
+            self.io.flush().await
+        };
+        let sent = step(send).await;
         sent.map_err(|source| failed(&self.place, source))
     }
 
@@ -173,6 +196,23 @@ impl Opening {
                 need => return Ok(need),
             }
         }
+    }
+}
+
+async fn secure(
+    leg: &ServerLeg,
+    io: &mut Stream,
+    place: &(String, u16),
+) -> Result<Option<Sealing>, DialError> {
+    let secured = tokio::time::timeout(STEP_TIMEOUT, leg.secure(io, &place.0)).await;
+    match secured {
+        Ok(Ok(sealing)) => Ok(sealing),
+        Ok(Err(SecureError::Io(source))) => Err(failed(place, source)),
+        Ok(Err(error)) => {
+            let (host, port) = place.clone();
+            Err(DialError::Tls { host, port, why: error.to_string() })
+        }
+        Err(_) => Err(failed(place, io::ErrorKind::TimedOut.into())),
     }
 }
 

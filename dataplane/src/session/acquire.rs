@@ -184,7 +184,7 @@ impl<'a> Seeker<'a> {
                     return Next::Fail(Failure::Session(raw.clone()));
                 }
             }
-            DialError::Login(_) | DialError::NoCredential(_) => {
+            DialError::Login(_) | DialError::NoCredential(_) | DialError::Tls { .. } => {
                 tracing::warn!(node = %name, %error, "could not log in on a node");
                 let text = format!("could not log in on node \"{name}\"");
                 return Next::Fail(Failure::Statement(Box::new(PgError::error("08006", text))));

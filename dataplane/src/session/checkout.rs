@@ -173,7 +173,7 @@ impl Session {
     /// system call only when something came from it.
     fn client_left(&self, cx: &mut Context<'_>) -> bool {
         let mut byte = [0u8; 1];
-        matches!(self.client.poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Err(_)))
+        matches!(self.client.tcp().poll_peek(cx, &mut ReadBuf::new(&mut byte)), Poll::Ready(Err(_)))
     }
 
     /// Holds this server connection from now on.

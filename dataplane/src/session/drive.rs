@@ -3,20 +3,20 @@
 
 use super::checkout::{Lead, Place};
 use super::core::{ClientStep, Core, Cut, Ending, ServerOutcome, ServerStep};
-use super::leg::{KEEP, Leg, read};
+use super::leg::{KEEP, Leg};
 use super::run::Judge;
 use crate::pool::view::SessionSettings;
 use crate::pool::{Identity, View, Waiter};
 use crate::registry::SessionHandle;
 use crate::route::{Loads, Reason};
 use crate::server::ServerConn;
+use crate::stream::Stream;
 use crate::worker::{Bench, Tools, Worker};
 use helios_proto::model::{Evidence, PoolMode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
-use tokio::net::TcpStream;
 
 /// What a session cannot do within a poll.
 pub enum Step {
@@ -42,7 +42,7 @@ pub struct Session {
     pub(super) waiter: Arc<Waiter>,
     pub(super) settings: SessionSettings,
     pub(super) settings_of: u64,
-    pub(super) client: TcpStream,
+    pub(super) client: Stream,
     pub(super) to_client: Leg,
     pub(super) server: Option<Box<ServerConn>>,
     pub(super) to_server: Leg,
@@ -131,7 +131,7 @@ impl Session {
         if self.core.replayable() && server.slot.pool().is_down() {
             return Err(Step::ServerLost(None));
         }
-        let n = match read(&mut server.io, cx, &mut bench.scratch) {
+        let n = match server.io.poll_read(cx, &mut bench.scratch) {
             Poll::Ready(Ok(n)) if n > 0 => n,
             Poll::Ready(_) => return Err(Step::ServerLost(None)),
             Poll::Pending => return Ok(false),
@@ -299,7 +299,7 @@ impl Session {
         if self.stalled() {
             return Ok(false);
         }
-        let n = match read(&mut self.client, cx, &mut bench.scratch) {
+        let n = match self.client.poll_read(cx, &mut bench.scratch) {
             Poll::Ready(Ok(0)) => {
                 self.eof = true;
                 return Ok(true);

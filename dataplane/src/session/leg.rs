@@ -1,11 +1,9 @@
 //! One side of a session: received bytes that are not consumed yet, and bytes that the socket has not taken yet.
 //! Neither holds memory while it is empty.
 
+use crate::stream::Stream;
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
-use tokio::net::TcpStream;
 
 /// A buffer that grew beyond this is freed when it is empty, in bytes.
 pub const KEEP: usize = 1024;
@@ -18,13 +16,8 @@ pub struct Leg {
     outbox: Vec<u8>,
     /// Bytes of `outbox` that the socket has taken.
     taken: usize,
-}
-
-/// Reads once into `scratch`: how many bytes, 0 at the end of the stream.
-pub fn read(io: &mut TcpStream, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
-    let mut buf = ReadBuf::new(scratch);
-    ready!(Pin::new(io).poll_read(cx, &mut buf))?;
-    Poll::Ready(Ok(buf.filled().len()))
+    /// Bytes that TLS has taken, and the socket has not.
+    behind: bool,
 }
 
 impl Leg {
@@ -42,19 +35,20 @@ impl Leg {
     /// Whether bytes wait for the socket.
     #[must_use]
     pub fn blocked(&self) -> bool {
-        self.taken < self.outbox.len()
+        self.behind || self.taken < self.outbox.len()
     }
 
     /// Sends bytes behind what waits already; what the socket does not take now waits.
     ///
     /// # Errors
     /// What the system says.
-    pub fn send(&mut self, io: &mut TcpStream, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    pub fn send(&mut self, io: &mut Stream, cx: &mut Context<'_>, mut bytes: &[u8]) -> io::Result<()> {
         while !self.blocked() && !bytes.is_empty() {
-            match Pin::new(&mut *io).poll_write(cx, bytes) {
+            match io.poll_write(cx, bytes) {
                 Poll::Ready(n) => bytes = bytes.get(n?..).unwrap_or_default(),
                 Poll::Pending => break,
             }
+            self.behind = io.is_behind();
         }
         self.outbox.extend_from_slice(bytes);
         Ok(())
@@ -64,11 +58,13 @@ impl Leg {
     ///
     /// # Errors
     /// What the system says.
-    pub fn flush(&mut self, io: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn flush(&mut self, io: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(waiting) = self.outbox.get(self.taken..).filter(|waiting| !waiting.is_empty()) {
-            let n = ready!(Pin::new(&mut *io).poll_write(cx, waiting))?;
+            let n = ready!(io.poll_write(cx, waiting))?;
             self.taken = self.taken.saturating_add(n);
         }
+        ready!(io.poll_flush(cx))?;
+        self.behind = false;
         self.taken = 0;
         self.outbox.clear();
         shrink(&mut self.outbox);

@@ -16,9 +16,10 @@ use crate::worker::Worker;
 use helios_pgwire::backend::{self, TxStatus};
 use helios_pgwire::frame::take_cstr;
 use helios_pgwire::login::{Asked, LoginError};
-use helios_pgwire::scram::{MECHANISM, ScramError, ServerFirst, Verifier};
+use helios_pgwire::scram::{MECHANISM, MECHANISM_PLUS, Offer, ScramError, ServerFirst, Verifier};
 use helios_pgwire::startup::{Replication, Startup, agreed};
 use helios_pgwire::{PgError, md5};
+use helios_proto::config::TlsMode;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,6 +37,9 @@ pub enum Refusal {
     /// The client's socket failed.
     #[error("lost client: {0}")]
     Io(#[from] io::Error),
+    /// TLS failed; the client was told as far as that goes.
+    #[error("TLS: {0}")]
+    Handshake(String),
     /// Told, then closed.
     #[error("{0}")]
     Told(Box<PgError>),
@@ -124,16 +128,48 @@ impl Login<'_> {
     async fn authenticate(&mut self, view: &Arc<View>) -> Result<Proved, Refusal> {
         let shared = Arc::clone(&self.worker.shared);
         let Startup { user, database, .. } = self.startup;
+        self.check_certificate()?;
         if let Some(known) = shared.auth.configured(view.settings(), user).await {
             return self.by_configuration(known).await;
         }
         let ttl = view.settings().auth.proof_ttl;
         match shared.auth.learned(user, database, ttl) {
-            Some(known) if matches!(known.proof, Proof::Scram(_)) || self.is_near() => {
-                self.by_memory(known).await
-            }
+            Some(known) if self.may_prove(&known.proof, view) => self.by_memory(known).await,
             _ => self.by_backend(view).await,
         }
+    }
+
+    /// Whether a role may be proved in this way on this connection.
+    fn may_prove(&self, proof: &Proof, view: &View) -> bool {
+        match proof {
+            Proof::Scram(_) => true,
+            Proof::Password => self.is_private(),
+            Proof::Trust => self.may_be_trusted(view),
+        }
+    }
+
+    /// Whether nobody else can read what the client sends: a password in clear text may be asked for.
+    fn is_private(&self) -> bool {
+        self.is_near() || self.lobby.sealed.is_some()
+    }
+
+    /// Whether the client may use a role for which the backend asks nothing.
+    fn may_be_trusted(&self, view: &View) -> bool {
+        self.is_near() || view.settings().auth.allow_backend_trust
+    }
+
+    /// With `mode = "verify-full"` the certificate has to be the role's.
+    fn check_certificate(&self) -> Result<(), Refusal> {
+        let full = self.worker.shared.client_leg.mode == TlsMode::VerifyFull;
+        let user = &self.startup.user;
+        if !full || self.lobby.sealed.as_ref().is_some_and(|sealed| sealed.is_of(user)) {
+            return Ok(());
+        }
+        let user = String::from_utf8_lossy(user);
+        let text = format!("certificate authentication failed for user \"{user}\"");
+        Err(PgError::fatal("28000", text)
+            .detail("The client's certificate must have the role as common name or DNS name.")
+            .into())
     }
 
     /// Whether the client is on this machine.
@@ -176,12 +212,21 @@ impl Login<'_> {
     /// SCRAM with the client, the proxy in the server's role.
     async fn scram(&mut self, verifier: Verifier) -> Result<helios_pgwire::scram::Keys, Refusal> {
         let mut out = Vec::new();
-        backend::auth(&mut out, 10, format!("{MECHANISM}\0\0").as_bytes());
+        let binding = self.lobby.sealed.as_ref().and_then(|sealed| sealed.binding.clone());
+        let offered = match &binding {
+            Some(_) => format!("{MECHANISM_PLUS}\0{MECHANISM}\0\0"),
+            None => format!("{MECHANISM}\0\0"),
+        };
+        backend::auth(&mut out, 10, offered.as_bytes());
         self.lobby.send(&out).await?;
         let body = self.lobby.auth_message("SASL").await?;
         let malformed = || Refusal::from(PgError::fatal("08P01", "malformed SCRAM message"));
         let (mechanism, rest) = take_cstr(&body).ok_or_else(malformed)?;
-        if mechanism != MECHANISM.as_bytes() {
+        let offer = Offer {
+            end_point: binding.as_deref(),
+            chosen: mechanism == MECHANISM_PLUS.as_bytes() && binding.is_some(),
+        };
+        if mechanism != MECHANISM.as_bytes() && !offer.chosen {
             return Err(
                 PgError::fatal("08P01", "client selected an invalid SASL authentication mechanism").into()
             );
@@ -189,7 +234,7 @@ impl Login<'_> {
         let (len, data) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
         let fits = usize::try_from(u32::from_be_bytes(*len)) == Ok(data.len());
         let first = if fits { data } else { return Err(malformed()) };
-        let server = ServerFirst::new(first, verifier).map_err(|e| self.scram_error(e))?;
+        let server = ServerFirst::new(first, verifier, offer).map_err(|e| self.scram_error(e))?;
         out.clear();
         backend::auth(&mut out, 11, server.message());
         self.lobby.send(&out).await?;
@@ -204,6 +249,9 @@ impl Login<'_> {
     fn scram_error(&self, error: ScramError) -> Refusal {
         match error {
             ScramError::WrongProof => self.wrong(),
+            ScramError::Downgrade | ScramError::WrongBinding => {
+                PgError::fatal("28000", error.to_string()).into()
+            }
             ScramError::Unsupported => PgError::fatal("0A000", error.to_string()).into(),
             _ => PgError::fatal("08P01", error.to_string()).into(),
         }
@@ -225,14 +273,14 @@ impl Login<'_> {
     /// The backend judges: a connection shows what it asks for, then the client is asked, then another connection tries
     /// the answer. None is kept in between: a client that has proved nothing must not hold a place of the pool.
     async fn by_backend(&mut self, view: &Arc<View>) -> Result<Proved, Refusal> {
-        if !self.is_near() && !view.settings().auth.allow_backend_trust {
+        if !self.is_private() && !self.may_be_trusted(view) {
             return Err(self.too_far());
         }
         let Startup { user, database, params, .. } = self.startup;
         let (mut slot, mut opened) = self.open(view).await?;
         let mut credential = None;
         if matches!(opened, Opened::Asked(..)) {
-            if !self.is_near() {
+            if !self.is_private() {
                 return Err(self.too_far());
             }
             drop(opened);
@@ -240,6 +288,9 @@ impl Login<'_> {
             let password = self.password().await?;
             credential = Some(Arc::new(Credential::Password(Password::new(password))));
             (slot, opened) = self.open(view).await?;
+        }
+        if credential.is_none() && !self.may_be_trusted(view) {
+            return Err(self.too_trusting());
         }
         let (io, welcome, tried) = match (opened, credential) {
             (Opened::Ready(io, welcome), _) => (io, welcome, None),
@@ -265,7 +316,8 @@ impl Login<'_> {
     async fn open(&self, view: &Arc<View>) -> Result<(Slot, Opened), Refusal> {
         let slot = self.place(view).await?;
         let Startup { user, database, params, .. } = self.startup;
-        let opened = Opening::start(&slot.pool().node, Who { user, database, params }).await;
+        let to = (slot.pool().node.as_ref(), slot.pool().leg.as_ref());
+        let opened = Opening::start(to, Who { user, database, params }).await;
         let opened = opened.map_err(|e| self.dial_error(&slot, e))?;
         Ok((slot, opened))
     }
@@ -306,9 +358,19 @@ impl Login<'_> {
         }
     }
 
+    fn too_trusting(&self) -> Refusal {
+        let user = String::from_utf8_lossy(&self.startup.user);
+        PgError::fatal(
+            "28000",
+            format!("role \"{user}\" proves nothing to the server, so it is for local clients"),
+        )
+        .hint("Ask for a password in pg_hba.conf of the server, or set allow_backend_trust in [auth].")
+        .into()
+    }
+
     fn too_far(&self) -> Refusal {
         PgError::fatal("28000", "HeliosProxy cannot check this login over an unencrypted remote connection")
-            .hint("Add the role to [[users]] with its password or SCRAM verifier.")
+            .hint("Connect with sslmode=require, or add the role to [[users]] with its password or SCRAM verifier.")
             .into()
     }
 

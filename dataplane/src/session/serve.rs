@@ -16,6 +16,7 @@ use crate::pool::Waiter;
 use crate::registry::SessionHandle;
 use crate::server::ServerConn;
 use crate::server::clean::{Leftover, clean};
+use crate::stream::Stream;
 use crate::worker::Worker;
 use helios_pgwire::frame::Header;
 use helios_pgwire::frontend::{max_len, parse_text, query_text};
@@ -88,7 +89,7 @@ async fn enter(
     counted: &mut Counted,
 ) -> Option<Entered> {
     let limit = worker.shared.pools.view().settings().limits.login_timeout;
-    let mut lobby = Lobby { io, buf: Vec::new() };
+    let mut lobby = Lobby::new(io);
     let entered = timeout(limit, login(worker, &mut lobby, peer, counted)).await;
     let refusal = match entered {
         Ok(Ok(Some(logged_in))) => return Some(Box::new(start(worker, lobby, logged_in))),
@@ -101,7 +102,7 @@ async fn enter(
     let words = match refusal {
         Refusal::Told(error) => error.to_bytes(),
         Refusal::Raw(bytes) => bytes,
-        Refusal::Cut | Refusal::Gone | Refusal::Io(_) => return None,
+        Refusal::Cut | Refusal::Gone | Refusal::Io(_) | Refusal::Handshake(_) => return None,
     };
     say_goodbye(&mut lobby.io, &words).await;
     None
@@ -113,7 +114,7 @@ async fn login(
     peer: SocketAddr,
     counted: &mut Counted,
 ) -> Result<Option<LoggedIn>, Refusal> {
-    match lobby.greet().await? {
+    match lobby.greet(&worker.shared.client_leg).await? {
         Greeted::Cancel { pid, key } => {
             worker.shared.registry.cancel(pid, &key).await;
             Ok(None)
@@ -204,7 +205,7 @@ async fn relay(session: &mut Session) -> bool {
     true
 }
 
-async fn say_goodbye(io: &mut TcpStream, words: &[u8]) {
+async fn say_goodbye(io: &mut Stream, words: &[u8]) {
     let speak = async {
         io.write_all(words).await?;
         io.shutdown().await
@@ -219,7 +220,7 @@ async fn acquire(session: &mut Session) -> Result<(), End> {
     session.handle.set_queued(true);
     let result = {
         let seeking = seek(session, started, lead);
-        let leaving = watch(&session.client, &session.handle);
+        let leaving = watch(session.client.tcp(), &session.handle);
         tokio::select! {
             biased;
             found = seeking => found,
@@ -290,7 +291,7 @@ impl Session {
     /// Makes itself at home on the worker that runs this.
     fn settle(self, worker: Arc<Worker>) -> std::io::Result<Self> {
         // Taken out of the old worker's reactor, put into this one's.
-        let client = TcpStream::from_std(self.client.into_std()?)?;
+        let client = self.client.settle()?;
         Ok(Self { client, waiter: Waiter::new(worker.id), worker, ..self })
     }
 

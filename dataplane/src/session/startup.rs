@@ -2,10 +2,16 @@
 //! Never buffers more than one packet; never lets a byte cross an encryption request.
 
 use super::login::Refusal;
+use crate::legs::{ClientLeg, Sealed};
+use crate::stream::Stream;
 use helios_pgwire::PgError;
 use helios_pgwire::frame::{Header, MAX_AUTH};
 use helios_pgwire::startup::{self, FirstPacket, Settled, Startup, StartupError};
+use helios_tls::dial::in_words;
+use helios_tls::postgres::ALPN;
+use rustls::ServerConnection;
 use std::io;
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use zeroize::Zeroize as _;
@@ -29,21 +35,51 @@ pub enum Greeted {
 /// A client that has not logged in.
 pub struct Lobby {
     /// The socket.
-    pub io: TcpStream,
+    pub io: Stream,
     /// Bytes received and not consumed.
     pub buf: Vec<u8>,
+    /// TLS on the socket.
+    pub sealed: Option<Sealed>,
 }
 
+/// First byte of a TLS handshake (RFC 8446, section 5.1), where PostgreSQL 17 and newer take TLS without a request.
+const HANDSHAKE: u8 = 0x16;
+
 impl Lobby {
+    /// A client that was just accepted.
+    #[must_use]
+    pub fn new(io: TcpStream) -> Self {
+        Self { io: io.into(), buf: Vec::new(), sealed: None }
+    }
+
     /// Reads until the client has said what it wants.
     ///
     /// # Errors
     /// See [`Refusal`].
-    pub async fn greet(&mut self) -> Result<Greeted, Refusal> {
+    pub async fn greet(&mut self, leg: &ClientLeg) -> Result<Greeted, Refusal> {
+        self.fill().await?;
         let mut settled = Settled::default();
+        if self.buf.first() == Some(&HANDSHAKE) {
+            self.seal(leg).await?;
+            // Without a request only the name of the protocol tells that the other side means PostgreSQL.
+            let named = self.io.tls().and_then(|tls| tls.alpn_protocol());
+            if named != Some(ALPN) {
+                return Err(Refusal::Cut);
+            }
+            settled = Settled { ssl: true, gss: true };
+        }
         loop {
             let packet = self.packet().await?;
             match startup::parse(&packet, settled).map_err(refuse)? {
+                FirstPacket::Ssl if leg.live().is_some() => {
+                    settled = Settled { ssl: true, gss: true };
+                    self.io.write_all(b"S").await?;
+                    if !self.buf.is_empty() {
+                        // Plain text may not cross into TLS (CVE-2021-3935).
+                        return Err(Refusal::Cut);
+                    }
+                    self.seal(leg).await?;
+                }
                 FirstPacket::Ssl => {
                     settled.ssl = true;
                     self.io.write_all(b"N").await?;
@@ -56,9 +92,28 @@ impl Lobby {
                     }
                 }
                 FirstPacket::Cancel { pid, key } => return Ok(Greeted::Cancel { pid, key }),
-                FirstPacket::Startup(startup) => return Ok(Greeted::Session(Box::new(startup))),
+                FirstPacket::Startup(startup) => {
+                    if leg.mode.is_required() && self.sealed.is_none() {
+                        return Err(PgError::fatal("28000", "connection requires TLS")
+                            .hint("Set sslmode=require, or a stricter one, in the client.")
+                            .into());
+                    }
+                    return Ok(Greeted::Session(Box::new(startup)));
+                }
             }
         }
+    }
+
+    /// TLS begins, with what has come already.
+    async fn seal(&mut self, leg: &ClientLeg) -> Result<(), Refusal> {
+        let accepting = leg.accepting().ok_or(Refusal::Cut)?;
+        let tls = ServerConnection::new(Arc::clone(&accepting.config));
+        let tls = tls.map_err(|error| Refusal::Handshake(error.to_string()))?;
+        let first = std::mem::take(&mut self.buf);
+        let sealed = self.io.seal(tls.into(), &first).await;
+        sealed.map_err(|error| Refusal::Handshake(in_words(&error, None)))?;
+        self.sealed = self.io.tls().map(|tls| Sealed::new(&accepting, tls));
+        Ok(())
     }
 
     async fn packet(&mut self) -> Result<Vec<u8>, Refusal> {
@@ -104,7 +159,8 @@ impl Lobby {
     /// # Errors
     /// What the system says.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.io.write_all(bytes).await
+        self.io.write_all(bytes).await?;
+        self.io.flush().await
     }
 
     async fn fill(&mut self) -> Result<(), Refusal> {

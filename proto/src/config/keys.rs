@@ -28,6 +28,10 @@ pub enum Section {
     Store,
     /// `[switchover]`
     Switchover,
+    /// `[client_tls]`
+    ClientTls,
+    /// `[server_tls]`
+    ServerTls,
     /// `[[users]]`
     Users,
     /// `[[databases]]`
@@ -105,6 +109,7 @@ macro_rules! keys {
 
 const ANY: u64 = 1_000_000;
 const POOL_MODES: Kind = Word(&["session", "transaction", "statement"]);
+const TLS_MODES: Kind = Word(&["disable", "prefer", "require", "verify-ca", "verify-full"]);
 const ACCESS: Kind = Word(&["viewer", "operator", "admin", "dataplane"]);
 const STRATEGIES: Kind =
     Word(&["round_robin", "weighted_round_robin", "least_connections", "latency_based", "random"]);
@@ -212,6 +217,18 @@ keys! {
         drain_timeout_secs: Seconds(100), Number(10), "Longest wait for open transactions; past it everything stays as it was.";
         promote_timeout_secs: Seconds(100), Number(30), "Longest wait for each step of PostgreSQL or of a command.";
     }
+    ClientTls {
+        mode: TLS_MODES, Fallback::Text("prefer"), "What clients must do: disable, prefer, require, verify-ca or verify-full, as sslmode of libpq.";
+        tls_cert_file: Text, Absent, "PEM file of the proxy's certificate and those between it and its authority; by default a self-signed one in memory.";
+        tls_key_file: Text, Absent, "PEM file of its private key.";
+        tls_client_ca_file: Text, Absent, "PEM file of the authorities of client certificates; needed with verify-ca and verify-full, where every client shows one.";
+    }
+    ServerTls {
+        mode: TLS_MODES, Fallback::Text("prefer"), "What servers must do: disable, prefer, require, verify-ca or verify-full, as sslmode of libpq.";
+        tls_ca_file: Text, Absent, "PEM file of the authorities of the servers' certificates; needed with verify-ca and verify-full.";
+        tls_cert_file: Text, Absent, "PEM file of the certificate that servers are shown where they ask for one.";
+        tls_key_file: Text, Absent, "PEM file of its private key.";
+    }
     Users {
         name: Text, Required, "Role name.";
         password: Secret, Absent, "Its password in clear text; not with scram_verifier.";
@@ -239,7 +256,7 @@ keys! {
 }
 
 /// Sections that later versions will have.
-pub(super) const LATER_SECTIONS: &[&str] = &["tls", "cache", "topology", "hba", "mirror"];
+pub(super) const LATER_SECTIONS: &[&str] = &["cache", "topology", "hba", "mirror"];
 
 /// Keys that later versions will have.
 pub(super) const LATER_KEYS: &[(Section, &str)] = &[
@@ -247,8 +264,6 @@ pub(super) const LATER_KEYS: &[(Section, &str)] = &[
     (Section::Auth, "auth_user"),
     (Section::Auth, "auth_password"),
     (Section::Auth, "auth_database"),
-    (Section::Health, "tls"),
-    (Section::Nodes, "tls"),
 ];
 
 /// Words that later versions will know.
@@ -269,6 +284,8 @@ impl Section {
         Self::Discovery,
         Self::Store,
         Self::Switchover,
+        Self::ClientTls,
+        Self::ServerTls,
         Self::Users,
         Self::Databases,
         Self::Nodes,
@@ -290,6 +307,8 @@ impl Section {
             Self::Discovery => "discovery",
             Self::Store => "store",
             Self::Switchover => "switchover",
+            Self::ClientTls => "client_tls",
+            Self::ServerTls => "server_tls",
             Self::Users => "users",
             Self::Databases => "databases",
             Self::Nodes => "nodes",

@@ -20,6 +20,7 @@ use keys::Section;
 use reader::{Env, Reader};
 
 pub mod keys;
+mod legs;
 mod nearest;
 mod nodes;
 mod phrases;
@@ -34,6 +35,7 @@ mod tests;
 mod tls;
 mod users;
 
+pub use legs::{LegTls, TlsMode};
 pub use plane::{
     Access, ControlPlane, Discovery, EtcdSettings, Management, StoreSettings, Token, TokenProof,
 };
@@ -69,6 +71,10 @@ pub struct Config {
     pub store: Option<StoreSettings>,
     /// `[switchover]`
     pub switchover: Switchover,
+    /// `[client_tls]`
+    pub client_tls: LegTls,
+    /// `[server_tls]`
+    pub server_tls: LegTls,
     /// The text that says all this, secrets included.
     pub text: Secret,
     /// What an operator should know though it is no error.
@@ -200,6 +206,8 @@ fn assemble(
     let discovery = plane::discovery(&mut reader, root);
     let store = plane::store(&mut reader, root);
     let switchover = switchover::switchover(&mut reader, root);
+    let client_tls = legs::client(&mut reader, root);
+    let server_tls = legs::server(&mut reader, root);
     let literal_secret = reader.literal_secret;
     let write_timeout = top.write_timeout;
     let settings = Arc::new(Settings { pool, balancer, limits, auth, users, databases, write_timeout });
@@ -216,6 +224,8 @@ fn assemble(
         discovery,
         store,
         switchover,
+        client_tls,
+        server_tls,
         text: Secret::new(String::new()),
         warnings: Vec::new(),
     };

@@ -242,7 +242,24 @@ const PROBLEMS: &[(&str, &str)] = &[
     ("[[pool_mode]]", "1: pool_mode must be written [pool_mode]"),
     ("limits = 3", "1: limits must be written [limits]"),
     ("[users]\nname = \"a\"", "1: users must be written [[users]]"),
-    ("[tls]\ncert = 1", "1: section [tls] is not supported by this version"),
+    (
+        "[client_tls]\nmode = \"verify-ca\"",
+        r#"2: mode = "verify-ca" in [client_tls] needs tls_client_ca_file"#,
+    ),
+    ("[server_tls]\nmode = \"verify-full\"", r#"2: mode = "verify-full" in [server_tls] needs tls_ca_file"#),
+    (
+        "[client_tls]\ntls_client_ca_file = \"ca\"",
+        "2: tls_client_ca_file needs tls_cert_file and tls_key_file",
+    ),
+    (
+        "[server_tls]\ntls_ca_file = \"ca\"",
+        r#"2: tls_ca_file in [server_tls] has no effect without mode = "verify-ca" or "verify-full""#,
+    ),
+    (
+        "[client_tls]\nmode = \"disable\"\ntls_cert_file = \"a\"\ntls_key_file = \"b\"",
+        r#"3: tls_cert_file in [client_tls] has no effect with mode = "disable""#,
+    ),
+    ("[server_tls]\ntls_cert_file = \"a\"", "2: tls_cert_file needs tls_key_file"),
     ("[[hba]]\nuser = 1", "1: section [hba] is not supported by this version"),
     (
         "[control_plane]\nendpoints = []",
@@ -654,8 +671,11 @@ fn the_examples_commented_keys_are_real_keys() {
                 .any(|start| line.starts_with(start))
         })
         .collect();
-    let text =
-        lines.join("\n").replace("= \"off\"", "= \"time\"").replace("driver = \"sql\"", "driver = \"exec\"");
+    let text = lines
+        .join("\n")
+        .replace("= \"off\"", "= \"time\"")
+        .replace("driver = \"sql\"", "driver = \"exec\"")
+        .replace("mode = \"prefer\"", "mode = \"verify-ca\"");
     let config = parse(&text, "example", &|_| Some("secret of 16 letters".to_owned()))
         .unwrap_or_else(|r| panic!("{r}\n{text}"));
     assert_eq!(config.spec.settings.users.len() + config.spec.settings.databases.len(), 2);

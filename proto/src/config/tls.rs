@@ -70,7 +70,7 @@ pub(super) fn client(part: &mut Part<'_, '_>) -> Option<ClientTls> {
     ca.map(|ca| ClientTls { ca, identity, server_name })
 }
 
-fn identity(part: &mut Part<'_, '_>) -> Option<(PathBuf, PathBuf)> {
+pub(super) fn identity(part: &mut Part<'_, '_>) -> Option<(PathBuf, PathBuf)> {
     let (cert, key) = (part.text("tls_cert_file"), part.text("tls_key_file"));
     let lines = (part.given("tls_cert_file"), part.given("tls_key_file"));
     match lines {

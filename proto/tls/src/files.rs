@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use helios_proto::config::{ClientTls, ServerTls};
+use helios_proto::config::{ClientTls, LegTls, ServerTls, TlsMode};
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
@@ -38,6 +38,20 @@ pub struct Files {
     pub authorities: Option<Named>,
     /// Own certificate, and its private key.
     pub identity: Option<(Named, Named)>,
+    /// What of the other side's certificate counts, where a mode says so.
+    pub trust: Trust,
+}
+
+/// What of the other side's certificate counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// Nothing: any certificate will do, or none.
+    #[default]
+    Anyone,
+    /// Its authority.
+    Authority,
+    /// Its authority and its name.
+    Name,
 }
 
 /// What is wrong with a file.
@@ -54,6 +68,10 @@ pub struct Problem {
 pub struct Material {
     /// Authorities.
     pub authorities: Option<Arc<RootCertStore>>,
+    /// Their certificates as they stand in the file.
+    pub trusted: Vec<CertificateDer<'static>>,
+    /// What of the other side's certificate counts.
+    pub trust: Trust,
     /// Own certificate with its key.
     pub identity: Option<Arc<CertifiedKey>>,
     /// When the own certificate expires, in seconds since 1970.
@@ -130,6 +148,7 @@ impl Files {
             name: tls.section.to_owned(),
             authorities: tls.client_ca.as_deref().map(|path| named(path, authorities)),
             identity: Some((named(&tls.cert, "tls_cert_file"), named(&tls.key, "tls_key_file"))),
+            trust: Trust::Anyone,
         }
     }
 
@@ -142,6 +161,25 @@ impl Files {
             name: "control_plane".to_owned(),
             authorities: Some(named(&tls.ca, "tls_ca_file")),
             identity: identity.map(|(cert, key)| (named(cert, "tls_cert_file"), named(key, "tls_key_file"))),
+            trust: Trust::Anyone,
+        }
+    }
+
+    /// Of a leg that speaks PostgreSQL's protocol.
+    #[must_use]
+    pub fn of_leg(leg: &LegTls) -> Self {
+        let named = |path: &Path, key: &str| Named::new(path, key, leg.section);
+        let authorities = if leg.section == "client_tls" { "tls_client_ca_file" } else { "tls_ca_file" };
+        let identity = leg.identity.as_ref();
+        Self {
+            name: leg.section.to_owned(),
+            authorities: leg.authorities.as_deref().map(|path| named(path, authorities)),
+            identity: identity.map(|(cert, key)| (named(cert, "tls_cert_file"), named(key, "tls_key_file"))),
+            trust: match leg.mode {
+                TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => Trust::Anyone,
+                TlsMode::VerifyCa => Trust::Authority,
+                TlsMode::VerifyFull => Trust::Name,
+            },
         }
     }
 
@@ -150,12 +188,13 @@ impl Files {
     /// # Errors
     /// A file cannot be read, is no PEM file, or the key is not the certificate's.
     pub fn load(&self) -> Result<Material, Problem> {
-        let mut material = Material::default();
+        let mut material = Material { trust: self.trust, ..Material::default() };
         if let Some(named) = &self.authorities {
             let mut roots = RootCertStore::empty();
-            for certificate in named.certificates()? {
+            material.trusted = named.certificates()?;
+            for certificate in &material.trusted {
                 roots
-                    .add(certificate)
+                    .add(certificate.clone())
                     .map_err(|error| named.wrong(format!("not the certificate of an authority: {error}")))?;
             }
             material.authorities = Some(Arc::new(roots));

@@ -1,11 +1,13 @@
-//! TLS on the gRPC legs: certificate files and their check ([`files`]), a configuration that takes new files while the
-//! program runs ([`live`]), the listener ([`incoming`]) and the connection to a service ([`dial`]). Knows nothing of what is
+//! TLS on every leg: certificate files and their check ([`files`]), a configuration that takes new files while the
+//! program runs ([`live`]); for gRPC the listener ([`incoming`]) and the connection to a service ([`dial`]); for the legs that
+//! speak PostgreSQL's protocol what rustls is told ([`postgres`]). Knows nothing of what is
 //! said on a connection. Never logs or prints a key.
 
 pub mod dial;
 pub mod files;
 pub mod incoming;
 pub mod live;
+pub mod postgres;
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +16,7 @@ pub use files::{Files, Problem};
 pub use incoming::{Peer, incoming};
 pub use live::{ClientSide, Live, ServerSide};
 
-use helios_proto::config::Config;
+use helios_proto::config::{Config, TlsMode};
 
 /// Checks the certificate files that a configuration names: problems, and as warnings of the configuration what an
 /// operator should know.
@@ -22,6 +24,8 @@ use helios_proto::config::Config;
 pub fn check(config: &mut Config) -> Vec<String> {
     let servers = [&config.management.tls, &config.discovery.tls].into_iter().flatten();
     let mut all: Vec<Files> = servers.map(Files::of_server).collect();
+    let legs = [&config.client_tls, &config.server_tls];
+    all.extend(legs.into_iter().filter(|leg| leg.mode != TlsMode::Disable).map(Files::of_leg));
     all.extend(config.control_plane.as_ref().and_then(|plane| plane.tls.as_ref()).map(Files::of_client));
     let mut problems = Vec::new();
     for files in all {

@@ -133,7 +133,7 @@ impl World {
             ("toml", "control-plane") => {
                 loads_in(&program().with_file_name("helios-controlplane"), at, &here())
             }
-            ("toml", "part") => loads(at, &format!("{}\n{text}", self.config)),
+            ("toml", "part") => loads(at, &format!("{}\n{}", self.config, here())),
             ("sh", "run") => self.shell(at, &self.command(text), &[]),
             ("sh", "serve") => self.shell(at, SERVE, &[self.command(text).trim(), "serve.log", SERVES]),
             ("sh", "make") => text.lines().for_each(|line| is_target(at, line)),

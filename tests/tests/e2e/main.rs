@@ -16,6 +16,7 @@ mod faults;
 mod harness;
 mod heliosctl;
 mod leaks;
+mod legs;
 mod login;
 mod lost;
 mod partitions;

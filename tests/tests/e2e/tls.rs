@@ -170,7 +170,7 @@ fn new_certificates_need_no_restart_and_bad_ones_change_nothing() {
     eventually(LONG, "a good one is taken", || expiry("management") > first && expiry("discovery") > first);
     works();
     let proxy = Proxy::start(&data_plane(discovery, &pki.client("dp"))).ready();
-    let of_proxy = || proxy.metrics().sum("heliosproxy_grpc_tls_not_after_seconds", &[]).unwrap();
+    let of_proxy = || proxy.metrics().sum("heliosproxy_tls_not_after_seconds", &[]).unwrap();
     let before = of_proxy();
     pki.issue("dp", &["dp.internal"], 2095);
     proxy.reload();
@@ -194,12 +194,7 @@ fn a_standalone_proxy_serves_operators_over_tls() {
     assert!(proxy.logged("not encrypted").is_empty());
     let ctl = Heliosctl::secure(([127, 0, 0, 1], port).into()).role("admin");
     let _ = ctl.run(&["status", "--ca", &pki.file("ca.pem")]).code(0);
-    assert!(
-        proxy
-            .metrics()
-            .sum("heliosproxy_grpc_tls_not_after_seconds", &[("listener", "management")])
-            .is_some()
-    );
+    assert!(proxy.metrics().sum("heliosproxy_tls_not_after_seconds", &[("section", "management")]).is_some());
     drop(proxy);
     // Without TLS it says so.
     let open = text.replace(&pki.server("server", false), "");

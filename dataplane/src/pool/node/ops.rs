@@ -139,12 +139,12 @@ impl NodePool {
         queued: &Queued,
     ) -> Option<(Grant, Option<Box<crate::server::ServerConn>>)> {
         let Queued { identity, waiter, caps, .. } = queued;
-        let idle = inner.take_idle(identity.id, waiter.worker);
+        let mut idle = inner.take_idle(identity.id, waiter.worker);
+        if let Some(conn) = idle.take_if(|conn| conn.is_alive()) {
+            return Some((Grant::Conn(conn), None));
+        }
         // One that died in the meantime leaves its place to a new one.
-        let mut evicted = match idle {
-            Some(conn) if conn.is_alive() => return Some((Grant::Conn(conn), None)),
-            dead => dead,
-        };
+        let mut evicted = idle;
         let max = self.allowed(inner);
         if evicted.is_none() && !inner.has_room(max, identity, *caps) {
             evicted = Some(inner.evict_for(max, identity, *caps)?);

@@ -38,7 +38,7 @@ impl World {
             weight: 100,
             max_connections: None,
         };
-        let pool = NodePool::new(Arc::new(node), max, Source::Leased);
+        let pool = NodePool::new(Arc::new(node), max, (Source::Leased, &Arc::default()));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         Self { pool, identities: Identities::default(), listener, accepted: Mutex::default() }
     }
@@ -57,7 +57,7 @@ impl World {
         let io = TcpStream::connect(self.listener.local_addr().unwrap()).await.unwrap();
         let (accepted, _) = self.listener.accept().await.unwrap();
         self.accepted.lock().unwrap().push(accepted);
-        established(io, &Welcome::default(), slot, worker, None)
+        established((io.into(), None), &Welcome::default(), slot, worker, None)
     }
 
     async fn conn(&self, identity: &Arc<Identity>, worker: usize) -> Box<ServerConn> {
