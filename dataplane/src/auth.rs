@@ -1,6 +1,11 @@
 //! What is known of roles: the proofs against which clients are checked, and the credentials that open server
 //! connections. Owner: the data plane. Talks to nobody: `session::login` holds the conversations.
 
+pub mod hba;
+pub mod query;
+
+use self::query::LookUp;
+use crate::registry::random;
 use crate::server::Credential;
 use crate::server::credential::{Derived, Password};
 use helios_pgwire::md5;
@@ -8,7 +13,7 @@ use helios_pgwire::scram::{DEFAULT_ITERATIONS, Keys, Verifier};
 use helios_proto::model::{Settings, UserProof};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
@@ -48,6 +53,10 @@ type Roles = HashMap<(Vec<u8>, Option<Vec<u8>>), Known>;
 pub struct Auth {
     roles: Mutex<Roles>,
     epoch: AtomicU64,
+    /// For `auth_query`.
+    pub look_up: LookUp,
+    /// What the salt of a role that does not exist is made of.
+    mock: OnceLock<[u8; 32]>,
 }
 
 impl Auth {
@@ -62,7 +71,11 @@ impl Auth {
     /// A role of `[[users]]` that has a password or a verifier.
     pub async fn configured(&self, settings: &Settings, user: &[u8]) -> Option<Known> {
         let entry = settings.users.iter().find(|entry| entry.name.as_bytes() == user)?;
-        let source = entry.proof.clone()?;
+        self.known(user, entry.proof.clone()?).await
+    }
+
+    /// A role that proves itself in this way: the same as before while that is the same.
+    pub async fn known(&self, user: &[u8], source: UserProof) -> Option<Known> {
         let key = (user.to_vec(), None);
         if let Some(known) = self.roles().get(&key).filter(|known| known.source.as_ref() == Some(&source)) {
             return Some(known.clone());
@@ -80,6 +93,36 @@ impl Auth {
         let known = Known { proof, credential, epoch, proved_at: now, doubted: false, source: Some(source) };
         self.roles().insert(key, known.clone());
         Some(known)
+    }
+
+    /// A role that has this MD5 verifier: what opens its server connections, and its epoch.
+    pub fn md5(&self, user: &[u8], stored: &Zeroizing<Vec<u8>>) -> (Arc<Credential>, u64) {
+        let mut roles = self.roles();
+        let key = (user.to_vec(), None);
+        if let Some(known) = roles.get(&key)
+            && let Some(credential) = &known.credential
+            && matches!(credential.as_ref(), Credential::Md5(known) if bool::from(known.ct_eq(stored)))
+        {
+            return (Arc::clone(credential), known.epoch);
+        }
+        let credential = Arc::new(Credential::Md5(stored.clone()));
+        let epoch = self.next_epoch();
+        let (proved_at, held) = (Instant::now(), Some(Arc::clone(&credential)));
+        let known = Known {
+            proof: Proof::Password,
+            credential: held,
+            epoch,
+            proved_at,
+            doubted: false,
+            source: None,
+        };
+        roles.insert(key, known);
+        (credential, epoch)
+    }
+
+    /// What a role that does not exist is checked against: the same salt each time, and no password fits.
+    pub fn nobody(&self, user: &[u8]) -> Verifier {
+        Verifier::nobody(self.mock.get_or_init(random), user)
     }
 
     /// A role that a login has proved on the backend within `ttl`, and that no failed login has put in doubt.

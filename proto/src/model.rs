@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -225,6 +226,94 @@ pub struct AuthSettings {
     pub allow_backend_trust: bool,
     /// A login proved longer ago than this is checked on the backend again; zero: every login.
     pub proof_ttl: Duration,
+    /// Where verifiers of roles are looked up that `[[users]]` does not have; `None`: nowhere.
+    pub query: Option<AuthQuery>,
+    /// `[[hba]]`: who may try, first match first; empty: everybody.
+    pub hba: Vec<HbaRule>,
+}
+
+/// `auth_query` and what goes with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthQuery {
+    /// Statement with `$1` for the role's name; its first two columns are the name and the verifier.
+    pub sql: String,
+    /// Role that runs it.
+    pub user: String,
+    /// Its password, if it needs one.
+    pub password: Option<Secret>,
+    /// Database where it runs.
+    pub database: String,
+}
+
+/// One of `[[hba]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HbaRule {
+    /// Roles; empty: all.
+    pub users: Vec<String>,
+    /// Databases; empty: all.
+    pub databases: Vec<String>,
+    /// Addresses of clients; `None`: all.
+    pub address: Option<Cidr>,
+    /// Only connections with TLS.
+    pub tls: bool,
+    /// What becomes of who matches.
+    pub method: HbaMethod,
+}
+
+/// What becomes of a client that a rule of `[[hba]]` is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HbaMethod {
+    /// It proves itself as `[auth]` says.
+    Auto,
+    /// Its verified certificate for the role is the proof.
+    Cert,
+    /// It is refused.
+    Reject,
+}
+
+/// A network of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    address: IpAddr,
+    /// Bits that count.
+    prefix: u8,
+}
+
+impl Cidr {
+    /// Reads `address/bits`, or an address alone.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix.parse().ok()?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().ok()?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.unwrap_or(most);
+        (prefix <= most).then_some(Self { address, prefix })
+    }
+
+    /// Whether an address is one of the network; an IPv4 address written as IPv6 is the IPv4 address.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let equal = |ours: u128, theirs: u128, bits: u32| {
+            let unlike = bits.saturating_sub(u32::from(self.prefix));
+            (ours ^ theirs).checked_shr(unlike).unwrap_or(0) == 0
+        };
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
+                equal(u128::from(u32::from(ours)), u128::from(u32::from(theirs)), 32)
+            }
+            (IpAddr::V6(ours), IpAddr::V6(theirs)) => equal(u128::from(ours), u128::from(theirs), 128),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
 }
 
 /// `[[users]]`: what is known about a role, and what it gets instead of the general settings.
@@ -464,6 +553,7 @@ macro_rules! words {
 pub(crate) use words;
 
 words!(Role: Primary = "primary", Standby = "standby", Replica = "replica");
+words!(HbaMethod: Auto = "auto", Cert = "cert", Reject = "reject");
 words!(Health: Unknown = "unknown", Up = "up", Down = "down");
 words!(PoolMode: Session = "session", Transaction = "transaction", Statement = "statement");
 words!(ReadStrategy:

@@ -26,7 +26,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
             "worker",
         ],
     ),
-    ("auth", &["server"]),
+    ("auth", &["pool", "registry", "server", "stream"]),
     ("cli", &["logging"]),
     ("control", &["listener", "metrics", "pool", "registry", "worker"]),
     ("descriptors", &[]),

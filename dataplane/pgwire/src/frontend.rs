@@ -32,6 +32,23 @@ pub fn parse_text(message: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((name, text))
 }
 
+/// Appends Parse, Bind, Execute and Sync of a statement with one parameter as text; text comes back.
+pub fn statement(out: &mut Vec<u8>, sql: &str, parameter: &[u8]) {
+    put(out, b'P', |b| {
+        b.push(0);
+        put_cstr(b, sql.as_bytes());
+        b.extend_from_slice(&[0, 0]);
+    });
+    put(out, b'B', |b| {
+        b.extend_from_slice(&[0, 0, 0, 0, 0, 1]);
+        b.extend_from_slice(&u32::try_from(parameter.len()).unwrap_or(0).to_be_bytes());
+        b.extend_from_slice(parameter);
+        b.extend_from_slice(&[0, 0]);
+    });
+    put(out, b'E', |b| b.extend_from_slice(&[0, 0, 0, 0, 0]));
+    put(out, b'S', |_| {});
+}
+
 /// Appends a Query message.
 pub fn query(out: &mut Vec<u8>, sql: &str) {
     put(out, b'Q', |b| put_cstr(b, sql.as_bytes()));

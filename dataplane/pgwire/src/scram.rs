@@ -212,6 +212,20 @@ impl Verifier {
         Some(Self { iterations, salt, stored: key_from(stored)?, server: key_from(server)? })
     }
 
+    /// A verifier that no password fits, for a role that does not exist: its salt is always the same for the same role and
+    /// secret, as an existing role's would be (`scram_mock_salt` of PostgreSQL).
+    #[must_use]
+    pub fn nobody(secret: &[u8; 32], role: &[u8]) -> Self {
+        let salt = hmac(secret, role).get(..16).unwrap_or_default().to_vec();
+        let mut keys = [[0; 32]; 2];
+        // As in `nonce`; what stays zero has no known preimage either.
+        for key in &mut keys {
+            let _ = getrandom::fill(key);
+        }
+        let [stored, server] = keys;
+        Self { iterations: DEFAULT_ITERATIONS, salt, stored, server }
+    }
+
     /// Whether these keys belong to this verifier.
     #[must_use]
     pub fn admits(&self, keys: &Keys) -> bool {

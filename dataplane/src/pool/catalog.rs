@@ -114,7 +114,7 @@ async fn rows(pools: &Pools, identity: &Arc<Identity>) -> Option<Vec<Row>> {
             Outcome::Expired | Outcome::Retired => return None,
         },
     };
-    let rows = ask(&mut conn, FUNCTIONS).await;
+    let rows = ask(&mut conn.io, FUNCTIONS).await;
     give_back(pool, conn, rows)
 }
 

@@ -1,7 +1,8 @@
 //! One query of ours on a server connection that nobody uses: sent, its rows read, everything owed awaited. For what
 //! the proxy itself wants to know. Bounded in bytes; never runs what a client wrote.
 
-use super::ServerConn;
+use crate::stream::Stream;
+use helios_pgwire::ErrorFields;
 use helios_pgwire::backend::{TxStatus, max_len};
 use helios_pgwire::frame::Header;
 use helios_pgwire::frontend;
@@ -19,19 +20,34 @@ pub type Row = Vec<Option<Vec<u8>>>;
 /// The rows of a simple query. After an error the connection is in an unknown state: close it.
 ///
 /// # Errors
-/// What the system says; `InvalidData` for an error of the server, a message out of place or an answer that is too long.
-pub async fn ask(conn: &mut ServerConn, sql: &str) -> io::Result<Vec<Row>> {
+/// What the system says; an error of the server in its words; `InvalidData` for a message out of place or an answer that is
+/// too long.
+pub async fn ask(io: &mut Stream, sql: &str) -> io::Result<Vec<Row>> {
     let mut message = Vec::new();
     frontend::query(&mut message, sql);
-    conn.io.write_all(&message).await?;
-    conn.io.flush().await?;
+    answer(io, &message).await
+}
+
+/// The rows of a statement with `$1`, which is text. The same errors as [`ask`].
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_with(io: &mut Stream, sql: &str, parameter: &[u8]) -> io::Result<Vec<Row>> {
+    let mut messages = Vec::new();
+    frontend::statement(&mut messages, sql, parameter);
+    answer(io, &messages).await
+}
+
+async fn answer(io: &mut Stream, messages: &[u8]) -> io::Result<Vec<Row>> {
+    io.write_all(messages).await?;
+    io.flush().await?;
     let (mut buf, mut rows, mut seen) = (Vec::new(), Vec::new(), 0usize);
     let mut chunk = vec![0u8; CHUNK];
     loop {
         if take(&mut buf, &mut rows)? {
             return if buf.is_empty() { Ok(rows) } else { Err(io::ErrorKind::InvalidData.into()) };
         }
-        let n = conn.io.read(&mut chunk).await?;
+        let n = io.read(&mut chunk).await?;
         let got = chunk.get(..n).filter(|got| !got.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
         seen = seen.saturating_add(n);
         if seen > LONGEST {
@@ -55,12 +71,21 @@ fn take(buf: &mut Vec<u8>, rows: &mut Vec<Row>) -> io::Result<bool> {
             b'Z' if message.get(5).copied().and_then(TxStatus::from_byte) == Some(TxStatus::Idle) => {
                 break true;
             }
-            b'T' | b'C' | b'N' | b'S' => {}
+            b'T' | b'C' | b'N' | b'S' | b'1' | b'2' | b'n' => {}
+            b'E' => return Err(refused(message)),
             _ => return Err(io::ErrorKind::InvalidData.into()),
         }
     };
     buf.drain(..at);
     Ok(ready)
+}
+
+/// The server's error in words.
+fn refused(message: &[u8]) -> io::Error {
+    let fields = ErrorFields::parse(message.get(5..).unwrap_or_default());
+    let text =
+        |field: Option<&[u8]>| String::from_utf8_lossy(field.unwrap_or_default()).escape_debug().to_string();
+    io::Error::other(format!("{} ({})", text(fields.message), text(fields.code)))
 }
 
 /// The columns of a DataRow message; `None` if it is malformed.

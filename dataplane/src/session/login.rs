@@ -4,11 +4,13 @@
 
 use super::acquire::Seeker;
 use super::startup::Lobby;
+use crate::auth::hba::{Applicant, admit};
+use crate::auth::query::Found;
 use crate::auth::{Known, Proof, Tried};
 use crate::pool::node::Request;
 use crate::pool::sweep::established;
 use crate::pool::{Checkout, Grant, Identity, Outcome, Slot, View, Waiter};
-use crate::registry::Registered;
+use crate::registry::{Registered, random};
 use crate::server::Credential;
 use crate::server::credential::Password;
 use crate::server::dial::{DialError, Opened, Opening, Who};
@@ -20,9 +22,11 @@ use helios_pgwire::scram::{MECHANISM, MECHANISM_PLUS, Offer, ScramError, ServerF
 use helios_pgwire::startup::{Replication, Startup, agreed};
 use helios_pgwire::{PgError, md5};
 use helios_proto::config::TlsMode;
+use helios_proto::model::{AuthQuery, HbaMethod, UserProof};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 /// Why a connection gets no session.
@@ -128,9 +132,18 @@ impl Login<'_> {
     async fn authenticate(&mut self, view: &Arc<View>) -> Result<Proved, Refusal> {
         let shared = Arc::clone(&self.worker.shared);
         let Startup { user, database, .. } = self.startup;
-        self.check_certificate()?;
-        if let Some(known) = shared.auth.configured(view.settings(), user).await {
+        let settings = view.settings();
+        if self.admitted(view)? == HbaMethod::Cert {
+            return self.by_certificate(view).await;
+        }
+        if shared.client_leg.mode == TlsMode::VerifyFull {
+            self.check_certificate()?;
+        }
+        if let Some(known) = shared.auth.configured(settings, user).await {
             return self.by_configuration(known).await;
+        }
+        if let Some(query) = &settings.auth.query {
+            return self.by_query(query, view).await;
         }
         let ttl = view.settings().auth.proof_ttl;
         match shared.auth.learned(user, database, ttl) {
@@ -158,11 +171,18 @@ impl Login<'_> {
         self.is_near() || view.settings().auth.allow_backend_trust
     }
 
-    /// With `mode = "verify-full"` the certificate has to be the role's.
+    /// What `[[hba]]` says of this client.
+    fn admitted(&self, view: &View) -> Result<HbaMethod, Refusal> {
+        let Startup { user, database, .. } = self.startup;
+        let tls = self.lobby.sealed.is_some();
+        let who = Applicant { user, database, address: self.peer, tls };
+        Ok(admit(&view.settings().auth.hba, who)?)
+    }
+
+    /// The client's certificate has to be the role's.
     fn check_certificate(&self) -> Result<(), Refusal> {
-        let full = self.worker.shared.client_leg.mode == TlsMode::VerifyFull;
         let user = &self.startup.user;
-        if !full || self.lobby.sealed.as_ref().is_some_and(|sealed| sealed.is_of(user)) {
+        if self.lobby.sealed.as_ref().is_some_and(|sealed| sealed.is_of(user)) {
             return Ok(());
         }
         let user = String::from_utf8_lossy(user);
@@ -188,6 +208,54 @@ impl Login<'_> {
         let recovered = || self.worker.shared.auth.recovered(&self.startup.user, keys);
         let credential = known.credential.or_else(recovered).ok_or_else(|| self.wrong())?;
         Ok((credential, known.epoch))
+    }
+
+    /// The client has shown a certificate for the role; the role's password has to be at hand for the servers.
+    async fn by_certificate(&mut self, view: &View) -> Result<Proved, Refusal> {
+        self.check_certificate()?;
+        let user = &self.startup.user;
+        let known = self.worker.shared.auth.configured(view.settings(), user).await;
+        let opens = known.and_then(|known| Some((known.credential?, known.epoch)));
+        opens.ok_or_else(|| {
+            let user = String::from_utf8_lossy(user);
+            let text = format!("role \"{user}\" has no password at hand for the server");
+            PgError::fatal("28000", text).hint("Add the role to [[users]] with its password.").into()
+        })
+    }
+
+    /// The role is looked up. One that is not there goes through the same exchange, and never proves itself.
+    async fn by_query(&mut self, query: &AuthQuery, view: &View) -> Result<Proved, Refusal> {
+        let shared = Arc::clone(&self.worker.shared);
+        let user = &self.startup.user;
+        match shared.auth.look_up.find(query, view, user).await {
+            Ok(Found::Scram(verifier)) => {
+                let known = shared.auth.known(user, UserProof::ScramVerifier(verifier)).await;
+                self.by_configuration(known.ok_or_else(|| self.wrong())?).await
+            }
+            Ok(Found::Md5(stored)) => self.by_md5(&stored).await,
+            Ok(Found::Nobody) => {
+                let _ = self.scram(shared.auth.nobody(user)).await?;
+                Err(self.wrong())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "could not look a role up");
+                Err(PgError::fatal("57P03", "the role cannot be looked up on any server").into())
+            }
+        }
+    }
+
+    /// MD5 with the client, the proxy in the server's role.
+    async fn by_md5(&mut self, stored: &Zeroizing<Vec<u8>>) -> Result<Proved, Refusal> {
+        let salt = random::<4>();
+        let mut out = Vec::new();
+        backend::auth(&mut out, 5, &salt);
+        self.lobby.send(&out).await?;
+        let body = Zeroizing::new(self.lobby.auth_message("password").await?);
+        let expected = Zeroizing::new([md5::answer(stored, salt).as_slice(), b"\0"].concat());
+        if !bool::from(body.ct_eq(&expected)) {
+            return Err(self.wrong());
+        }
+        Ok(self.worker.shared.auth.md5(&self.startup.user, stored))
     }
 
     async fn by_memory(&mut self, known: Known) -> Result<Proved, Refusal> {

@@ -16,6 +16,8 @@ pub enum Section {
     Limits,
     /// `[auth]`
     Auth,
+    /// `[[hba]]`
+    Hba,
     /// `[control_plane]`
     ControlPlane,
     /// `[management]`
@@ -163,6 +165,17 @@ keys! {
         mode: Word(&["auto"]), Fallback::Text("auto"), "How clients prove who they are.";
         allow_backend_trust: Flag, Fallback::Flag(false), "Let remote clients use a role for which PostgreSQL asks no credential.";
         proof_ttl_secs: Seconds(0), Number(60), "A login proved longer ago is checked on the backend again; 0: every login.";
+        auth_query: Text, Absent, "Statement that gives name and verifier of the role $1, for roles that [[users]] does not have.";
+        auth_user: Text, Absent, "Role that runs auth_query.";
+        auth_password: Secret, Absent, "Its password.";
+        auth_database: Text, Fallback::Text("postgres"), "Database where auth_query runs.";
+    }
+    Hba {
+        users: Texts, Absent, "Roles; without it all.";
+        databases: Texts, Absent, "Databases; without it all.";
+        address: Text, Absent, "Addresses of clients, such as 10.0.0.0/8; without it all.";
+        tls: Flag, Fallback::Flag(false), "Only connections with TLS.";
+        method: Word(&["auto", "cert", "reject"]), Required, "auto: as [auth] says; cert: a certificate for the role is proof enough; reject: no.";
     }
     ControlPlane {
         endpoints: Texts, Required, "Addresses of the control plane; the data plane takes its configuration from the first that answers.";
@@ -256,15 +269,7 @@ keys! {
 }
 
 /// Sections that later versions will have.
-pub(super) const LATER_SECTIONS: &[&str] = &["cache", "topology", "hba", "mirror"];
-
-/// Keys that later versions will have.
-pub(super) const LATER_KEYS: &[(Section, &str)] = &[
-    (Section::Auth, "auth_query"),
-    (Section::Auth, "auth_user"),
-    (Section::Auth, "auth_password"),
-    (Section::Auth, "auth_database"),
-];
+pub(super) const LATER_SECTIONS: &[&str] = &["cache", "topology", "mirror"];
 
 /// Words that later versions will know.
 pub(super) const LATER_WORDS: &[(Section, &str, &str)] =
@@ -278,6 +283,7 @@ impl Section {
         Self::Health,
         Self::Limits,
         Self::Auth,
+        Self::Hba,
         Self::ControlPlane,
         Self::Management,
         Self::Tokens,
@@ -301,6 +307,7 @@ impl Section {
             Self::Health => "health",
             Self::Limits => "limits",
             Self::Auth => "auth",
+            Self::Hba => "hba",
             Self::ControlPlane => "control_plane",
             Self::Management => "management",
             Self::Tokens => "management.tokens",
@@ -318,7 +325,7 @@ impl Section {
     /// Whether the section may stand in the file more than once, as `[[name]]`.
     #[must_use]
     pub const fn repeats(self) -> bool {
-        matches!(self, Self::Tokens | Self::Users | Self::Databases | Self::Nodes)
+        matches!(self, Self::Hba | Self::Tokens | Self::Users | Self::Databases | Self::Nodes)
     }
 
     /// Whether a name in this section is a section of its own, as `tokens` in `[management]`.

@@ -19,6 +19,7 @@ use crate::model::{Database, Node, Role, Secret, Settings, Spec, User};
 use keys::Section;
 use reader::{Env, Reader};
 
+mod access;
 pub mod keys;
 mod legs;
 mod nearest;
@@ -198,7 +199,7 @@ fn assemble(
     let health = sections::health(&mut reader, root);
     let balancer = sections::balancer(&mut reader, root, health.credential.is_some());
     let limits = sections::limits(&mut reader, root);
-    let auth = sections::auth(&mut reader, root);
+    let auth = access::auth(&mut reader, root);
     let users = read_users(&mut reader, root, pool.max_pool_size);
     let databases = read_databases(&mut reader, root, pool.max_pool_size);
     let control_plane = plane::control_plane(&mut reader, root);

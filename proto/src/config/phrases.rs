@@ -35,9 +35,6 @@ pub(super) fn top_stranger(name: &str, value: &Spanned<DeValue<'_>>) -> Option<S
 
 /// The problem with a key that its section does not have.
 pub(super) fn stranger(section: Section, name: &str) -> String {
-    if keys::LATER_KEYS.contains(&(section, name)) {
-        return format!("key {name:?} in {} is not supported by this version", section.header());
-    }
     let place = if section == Section::Top { "at" } else { "in" };
     let homes: Vec<String> =
         KEYS.iter().filter(|key| key.name == name).map(|key| key.section.header()).collect();

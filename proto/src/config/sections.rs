@@ -9,8 +9,8 @@ use toml::de::DeTable;
 use super::keys::Section;
 use super::reader::{Part, Reader};
 use crate::model::{
-    AuthSettings, BalancerSettings, HealthSettings, Limits, PoolMode, PoolSettings, ProbeCredential,
-    ReadStrategy, ReadYourWrites,
+    BalancerSettings, HealthSettings, Limits, PoolMode, PoolSettings, ProbeCredential, ReadStrategy,
+    ReadYourWrites,
 };
 
 /// What stands above the first header.
@@ -162,15 +162,5 @@ pub(super) fn limits(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Limits {
         idle_in_transaction_timeout: part.seconds_or_none("idle_in_transaction_timeout_secs"),
         client_idle_timeout: part.seconds_or_none("client_idle_timeout_secs"),
         login_timeout: part.seconds("login_timeout_secs"),
-    }
-}
-
-pub(super) fn auth(reader: &mut Reader<'_>, root: &DeTable<'_>) -> AuthSettings {
-    let mut part = reader.part(root, Section::Auth);
-    // One word so far: checked, not kept.
-    part.word("mode", |word| (word == "auto").then_some(()));
-    AuthSettings {
-        allow_backend_trust: part.flag("allow_backend_trust"),
-        proof_ttl: part.seconds("proof_ttl_secs"),
     }
 }

@@ -260,7 +260,13 @@ const PROBLEMS: &[(&str, &str)] = &[
         r#"3: tls_cert_file in [client_tls] has no effect with mode = "disable""#,
     ),
     ("[server_tls]\ntls_cert_file = \"a\"", "2: tls_cert_file needs tls_key_file"),
-    ("[[hba]]\nuser = 1", "1: section [hba] is not supported by this version"),
+    ("[mirror]\nx = 1", "1: section [mirror] is not supported by this version"),
+    ("[[hba]]\nmethod = \"cert\"", r#"2: method = "cert" in [[hba]] needs tls = true"#),
+    (
+        "[[hba]]\nmethod = \"auto\"\naddress = \"10.0.0.0/64\"",
+        r#"3: address "10.0.0.0/64" in [[hba]] is not a network such as "10.0.0.0/8" or "::1/128""#,
+    ),
+    ("[[hba]]\nmethod = \"md5\"", r#"2: method in [[hba]] must be "auto", "cert" or "reject"; it is "md5""#),
     (
         "[control_plane]\nendpoints = []",
         "2: endpoints in [control_plane] must be a list of texts that are not empty, at least one; it is empty",
@@ -321,7 +327,12 @@ const PROBLEMS: &[(&str, &str)] = &[
         "[[management.tokens]]\nname = \"a\"\nrole = \"root\"\ntoken = \"${PASSWORD}${PASSWORD}${PASSWORD}\"",
         r#"3: role in [[management.tokens]] must be "viewer", "operator", "admin" or "dataplane"; it is "root""#,
     ),
-    ("[auth]\nauth_query = \"x\"", r#"2: key "auth_query" in [auth] is not supported by this version"#),
+    (
+        "[auth]\nauth_query = \"x\"\nauth_user = \"u\"",
+        "2: auth_query needs $1, which stands for the role's name",
+    ),
+    ("[auth]\nauth_query = \"$1\"", "2: auth_query needs auth_user, the role that runs it"),
+    ("[auth]\nauth_password = \"x\"", "2: auth_password has no effect without auth_query"),
     (
         "[load_balancer]\nread_your_writes = \"lsn\"",
         r#"2: read_your_writes = "lsn" is not supported by this version"#,

@@ -9,8 +9,9 @@ use super::words;
 use crate::config::keys::{Kind, Section};
 use crate::config::{bad_host, is_node_name, is_scram_verifier};
 use crate::model::{
-    AuthSettings, BalancerSettings, Database, HealthSettings, Limits, Node, NodeName, NodeOps, Overrides,
-    PoolSettings, ProbeCredential, ReadYourWrites, Secret, Settings, User, UserProof,
+    AuthQuery, AuthSettings, BalancerSettings, Cidr, Database, HbaMethod, HbaRule, HealthSettings, Limits,
+    Node, NodeName, NodeOps, Overrides, PoolSettings, ProbeCredential, ReadYourWrites, Secret, Settings,
+    User, UserProof,
 };
 
 type Checked<T> = Result<T, String>;
@@ -127,9 +128,30 @@ fn limits(sent: settings::Limits) -> Checked<Limits> {
 }
 
 fn auth(sent: settings::Auth) -> Checked<AuthSettings> {
-    let settings::Auth { allow_backend_trust, proof_ttl_us } = sent;
+    let settings::Auth { allow_backend_trust, proof_ttl_us, query, hba } = sent;
     let proof_ttl = seconds(Section::Auth, "proof_ttl_secs", proof_ttl_us)?;
-    Ok(AuthSettings { allow_backend_trust, proof_ttl })
+    let query = query.map(auth_query).transpose()?;
+    let hba = hba.into_iter().map(hba_rule).collect::<Checked<_>>()?;
+    Ok(AuthSettings { allow_backend_trust, proof_ttl, query, hba })
+}
+
+fn auth_query(sent: v1::AuthQuery) -> Checked<AuthQuery> {
+    let v1::AuthQuery { sql, user, password, database } = sent;
+    if [&sql, &user, &database].into_iter().any(|text| text.is_empty() || text.contains('\0')) {
+        return Err("auth_query without statement, user or database".to_owned());
+    }
+    let password = Some(password).filter(|text| !text.is_empty()).map(Secret::new);
+    Ok(AuthQuery { sql, user, password, database })
+}
+
+fn hba_rule(sent: v1::HbaRule) -> Checked<HbaRule> {
+    let v1::HbaRule { users, databases, address, tls, method } = sent;
+    let address = match address.as_str() {
+        "" => None,
+        text => Some(Cidr::parse(text).ok_or_else(|| format!("[[hba]] address {text:?} is no network"))?),
+    };
+    let method = HbaMethod::from_word(&method).unwrap_or(HbaMethod::Reject);
+    Ok(HbaRule { users, databases, address, tls, method })
 }
 
 /// A user.

@@ -8,8 +8,9 @@ use sha2::{Digest as _, Sha256};
 use super::v1::{self, resource::Body, settings, user};
 use super::words;
 use crate::model::{
-    AuthSettings, BalancerSettings, Database, HealthSettings, Hold, Limits, NodeName, NodeOps, NodeState,
-    Overrides, PoolSettings, ProbeCredential, ReadYourWrites, Settings, Snapshot, User, UserProof,
+    AuthQuery, AuthSettings, BalancerSettings, Database, HbaRule, HealthSettings, Hold, Limits, NodeName,
+    NodeOps, NodeState, Overrides, PoolSettings, ProbeCredential, ReadYourWrites, Settings, Snapshot, User,
+    UserProof,
 };
 
 /// The whole snapshot. Holds the secrets of `[[users]]`.
@@ -187,8 +188,30 @@ fn limit_settings(limits: &Limits) -> settings::Limits {
 }
 
 fn auth_settings(settings: &AuthSettings) -> settings::Auth {
-    let AuthSettings { allow_backend_trust, proof_ttl } = settings;
-    settings::Auth { allow_backend_trust: *allow_backend_trust, proof_ttl_us: micros(*proof_ttl) }
+    let AuthSettings { allow_backend_trust, proof_ttl, query, hba } = settings;
+    settings::Auth {
+        allow_backend_trust: *allow_backend_trust,
+        proof_ttl_us: micros(*proof_ttl),
+        query: query.as_ref().map(auth_query),
+        hba: hba.iter().map(hba_rule).collect(),
+    }
+}
+
+fn auth_query(query: &AuthQuery) -> v1::AuthQuery {
+    let AuthQuery { sql, user, password, database } = query;
+    let password = password.as_ref().map(|secret| secret.expose().to_owned()).unwrap_or_default();
+    v1::AuthQuery { sql: sql.clone(), user: user.clone(), password, database: database.clone() }
+}
+
+fn hba_rule(rule: &HbaRule) -> v1::HbaRule {
+    let HbaRule { users, databases, address, tls, method } = rule;
+    v1::HbaRule {
+        users: users.clone(),
+        databases: databases.clone(),
+        address: address.map(|address| address.to_string()).unwrap_or_default(),
+        tls: *tls,
+        method: method.word().to_owned(),
+    }
 }
 
 fn one_user(user: &User) -> v1::User {

@@ -2,7 +2,7 @@
 //! its language in the fence. Only addresses and the place of the file differ. Never runs what is marked `by-hand`.
 //!
 //! `toml config`: a whole file. `toml control-plane`: one of the control plane. `toml part`: tables for one. `sh run`: commands that succeed. `sh serve`: the proxy, which
-//! starts and ends with SIGTERM. `sh make`: targets that exist. `sql run`: statements. `json PATH`: the shape of an
+//! starts and ends with SIGTERM. `sh make`: targets that exist. `sql run`: statements; `sql superuser`: those of a superuser. `json PATH`: the shape of an
 //! answer. `text`: to look at.
 
 use std::path::{Path, PathBuf};
@@ -146,6 +146,7 @@ impl World {
                 let real: Value = serde_json::from_str(&self.proxy.get(path).body).unwrap();
                 assert_eq!(shape(&shown), shape(&real), "{at}");
             }
+            ("sql", "superuser") => Cluster::shared().execute(text),
             ("sh", "by-hand") | ("text", "") => {}
             _ => panic!("{at}: a block of the kind {kind:?} is not known"),
         }

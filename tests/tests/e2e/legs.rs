@@ -338,38 +338,6 @@ fn md5_of(text: &str) -> u128 {
 }
 
 #[test]
-fn sessions_move_between_workers_with_their_tls() {
-    let mut config = Config::primary_only(Cluster::shared()).user("app", &listed());
-    config.pool = 4;
-    let text = format!("workers = 2\n{}", config.text());
-    let proxy = Proxy::start(&text).ready();
-    let output = Command::new("pgbench")
-        .args(["-n", "-f", "/dev/stdin", "-c", "16", "-j", "2", "-T", "6", "-h", "127.0.0.1", "-U", "app"])
-        .args(["-p", &proxy.port().to_string(), "postgres"])
-        .env("PGPASSWORD", password("app"))
-        .env("PGSSLMODE", "require")
-        .stdin(script("select repeat('x', 100);\n"))
-        .output()
-        .unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && !err.contains("aborted"), "{out}{err}");
-    let moved = proxy.metrics().sum("heliosproxy_sessions_moved_total", &[]).unwrap();
-    assert!(moved > 0.0, "no session moved under this load");
-}
-
-/// A file with this text, for the standard input of a program.
-fn script(text: &str) -> std::fs::File {
-    use std::io::Seek as _;
-    let path = std::env::temp_dir().join(format!("helios-script-{}", std::process::id()));
-    let mut file =
-        std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    file.rewind().unwrap();
-    std::fs::remove_file(path).unwrap();
-    file
-}
-
-#[test]
 fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
     let pki = Pki::new();
     pki.issue("proxy", HERE, 2090);
@@ -401,4 +369,26 @@ fn a_new_certificate_is_taken_and_a_bad_one_is_not() {
     assert!(works(&how));
     let mut session = session;
     session.batch_execute("select 1").unwrap();
+}
+
+#[test]
+fn a_certificate_is_proof_enough_where_a_rule_says_so() {
+    let pki = Pki::new();
+    for name in ["proxy", "app", "other"] {
+        pki.issue(name, HERE, 2090);
+    }
+    let mut config = Config::primary_only(Cluster::shared()).user("app", &listed());
+    config.more += &format!("\n[client_tls]\n{}", pki.server("proxy", true));
+    config.more += "\n[[hba]]\ntls = true\nmethod = \"cert\"\n";
+    let proxy = config.start().ready();
+    let with = |name: &str| {
+        let (cert, key) = (pki.file(&format!("{name}.pem")), pki.file(&format!("{name}.key")));
+        format!("sslmode=require sslcert={cert} sslkey={key} password=wrong")
+    };
+    assert_eq!(run(&proxy, &with("app"), "select current_user").as_deref(), Ok("app"));
+    refused(&proxy, &with("other"), "certificate authentication failed for user \"app\"");
+    refused(&proxy, "sslmode=require", "certificate authentication failed");
+    refused(&proxy, "sslmode=disable", "no [[hba]] entry for host");
+    pki.issue("trusty", &[], 2090);
+    refused(&proxy, &(with("trusty") + " user=trusty"), "has no password at hand for the server");
 }

@@ -154,3 +154,109 @@ fn a_client_that_has_proved_nothing_holds_no_place_of_the_pool() {
     }
     drop(asked);
 }
+
+/// A way to look verifiers up that shows nothing else, for the role `looker`.
+const LOOK_UP: &str = "create role looker login password 'looker-secret'; create schema helios; \
+    create function helios.role(name text) returns table (rolname text, verifier text) language sql stable security definer \
+    set search_path = pg_catalog as 'select rolname::text, rolpassword from pg_authid where rolname = name and rolcanlogin \
+    and (rolvaliduntil is null or rolvaliduntil > now())'; \
+    revoke all on function helios.role(text) from public; grant usage on schema helios to looker; \
+    grant execute on function helios.role(text) to looker";
+
+const QUERY: &str = "\n[auth]\nauth_query = \"select rolname, verifier from helios.role($1)\"\nauth_user = \"looker\"\n\
+    auth_password = \"looker-secret\"\n";
+
+#[test]
+fn roles_are_looked_up() {
+    let cluster = Cluster::start(&[helios_tests::Role::Standby]);
+    cluster.execute(LOOK_UP);
+    cluster.execute("create role \"o'brien \"\"x\" login password 'quoted'; create role late login password 'late-secret' valid until '2020-01-01'");
+    let mut config = Config::new(&cluster);
+    config.more += QUERY;
+    let proxy = config.start().ready();
+    let logs_in = |user: &str, password: &str| {
+        let config = proxy.config(user).password(password).clone();
+        config
+            .connect(postgres::NoTls)
+            .map(|mut client| client.query_one("select current_user::text", &[]).unwrap().get::<_, String>(0))
+    };
+    for (user, kind) in [("app", 10), ("md5user", 5), ("nobody", 10), ("late", 10), ("clear", 10)] {
+        assert_eq!(asked(&proxy, user), kind, "{user}");
+    }
+    for user in ["app", "md5user"] {
+        assert_eq!(logs_in(user, &password(user)).unwrap(), user);
+        assert_eq!(refusal(proxy.port(), user, "wrong").sqlstate(), "28P01");
+    }
+    assert_eq!(logs_in("o'brien \"x", "quoted").unwrap(), "o'brien \"x");
+    for user in ["nobody", "late"] {
+        let refused = refusal(proxy.port(), user, &password(user));
+        let words = format!("password authentication failed for user \"{user}\"");
+        assert_eq!((refused.sqlstate().as_str(), refused.error().1), ("28P01", words));
+    }
+    // A changed password counts at once, and so does a role that may not log in any more.
+    let held = proxy.connect("app");
+    cluster.execute("alter role app password 'app-secret-2'");
+    assert_eq!(refusal(proxy.port(), "app", "app-secret").sqlstate(), "28P01");
+    assert_eq!(logs_in("app", "app-secret-2").unwrap(), "app");
+    cluster.execute("alter role app nologin");
+    assert_eq!(refusal(proxy.port(), "app", "app-secret-2").sqlstate(), "28P01");
+    cluster.execute("alter role app login");
+    drop(held);
+    // Without the primary a standby knows as well.
+    cluster.node("standby").catch_up(cluster.primary());
+    cluster.primary().stop("immediate");
+    let mut raw = Raw::connect(proxy.port());
+    raw.send(&startup(0x0003_0000, &[("user", "app"), ("database", "postgres")]));
+    let refused = raw.finish_login("app", "wrong").expect_err("the standby was asked");
+    assert_eq!(refused.sqlstate(), "28P01");
+    let log = proxy.log().join("\n");
+    for secret in ["looker-secret", "app-secret", "SCRAM-SHA-256$"] {
+        assert!(!log.contains(secret), "{secret}");
+    }
+}
+
+#[test]
+fn a_look_up_that_fails_lets_nobody_in_and_says_why() {
+    let mut config = Config::primary_only(Cluster::shared());
+    config.more += &QUERY.replace("looker-secret", "wrong").replace("looker", "app");
+    let proxy = config.start().ready();
+    assert_eq!(refusal(proxy.port(), "app", "app-secret").sqlstate(), "57P03");
+    assert!(!proxy.logged("could not look a role up").is_empty(), "{:#?}", proxy.tail());
+    let mut config = Config::primary_only(Cluster::shared());
+    config.more += &QUERY.replace("looker", "app").replace("helios.role", "nowhere.role");
+    let proxy = config.start().ready();
+    assert_eq!(refusal(proxy.port(), "app", "app-secret").sqlstate(), "57P03");
+    assert!(
+        !proxy.logged("schema \"helios\" does not exist").is_empty()
+            || !proxy.logged("does not exist").is_empty(),
+        "{:#?}",
+        proxy.tail()
+    );
+}
+
+#[test]
+fn rules_say_who_may_try() {
+    let mut config = Config::primary_only(Cluster::shared());
+    config.more += "\n[[hba]]\nusers = [\"md5user\"]\nmethod = \"reject\"\n[[hba]]\ndatabases = [\"postgres\"]\n\
+        address = \"127.0.0.0/8\"\nmethod = \"auto\"\n[[hba]]\naddress = \"10.0.0.0/8\"\nmethod = \"auto\"\n";
+    let proxy = config.start().ready();
+    proxy.connect("app").batch_execute("select 1").unwrap();
+    let told = |user: &str, database: &str| {
+        let mut raw = Raw::connect(proxy.port());
+        raw.send(&startup(0x0003_0000, &[("user", user), ("database", database)]));
+        let refused = raw.finish_login(user, &password(user)).expect_err("refused");
+        (refused.sqlstate(), refused.error().1)
+    };
+    let (code, text) = told("md5user", "postgres");
+    assert_eq!(code, "28000");
+    assert_eq!(
+        text,
+        "[[hba]] rejects connection for host \"127.0.0.1\", user \"md5user\", database \"postgres\", no encryption"
+    );
+    let (code, text) = told("app", "template1");
+    assert_eq!(code, "28000");
+    assert_eq!(
+        text,
+        "no [[hba]] entry for host \"127.0.0.1\", user \"app\", database \"template1\", no encryption"
+    );
+}

@@ -58,7 +58,12 @@ fn settings(read_strategy: ReadStrategy) -> Settings {
             client_idle_timeout: None,
             login_timeout: Duration::from_secs(5),
         },
-        auth: AuthSettings { allow_backend_trust: false, proof_ttl: Duration::ZERO },
+        auth: AuthSettings {
+            allow_backend_trust: false,
+            proof_ttl: Duration::ZERO,
+            query: None,
+            hba: Vec::new(),
+        },
         users: Vec::new(),
         databases: Vec::new(),
         write_timeout: Duration::from_secs(30),
