@@ -83,8 +83,9 @@ fn take(buf: &mut Vec<u8>, rows: &mut Vec<Row>) -> io::Result<bool> {
 /// The server's error in words.
 fn refused(message: &[u8]) -> io::Error {
     let fields = ErrorFields::parse(message.get(5..).unwrap_or_default());
-    let text =
-        |field: Option<&[u8]>| String::from_utf8_lossy(field.unwrap_or_default()).escape_debug().to_string();
+    let text = |field: Option<&[u8]>| {
+        String::from_utf8_lossy(field.unwrap_or_default()).replace(char::is_control, " ")
+    };
     io::Error::other(format!("{} ({})", text(fields.message), text(fields.code)))
 }
 
