@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
     All,
+    Replication,
     Address(IpAddr),
     User(Vec<u8>),
     Database(Vec<u8>),
@@ -55,6 +56,14 @@ impl Counted {
         self.add(Key::Database(database.to_vec()), limits.max_clients_per_database, &text)
     }
 
+    /// Counts the client as one of the replication protocol.
+    ///
+    /// # Errors
+    /// 53300 above `max_replication_connections`.
+    pub fn replication(&mut self, limits: &Limits) -> Result<(), Box<PgError>> {
+        self.add(Key::Replication, Some(limits.max_replication), "too many replication connections")
+    }
+
     fn add(&mut self, key: Key, limit: Option<u32>, text: &str) -> Result<(), Box<PgError>> {
         let mut counts = self.clients.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let now = counts.get(&key).copied().unwrap_or(0);
@@ -97,6 +106,7 @@ mod tests {
             idle_in_transaction_timeout: None,
             client_idle_timeout: None,
             login_timeout: Duration::from_secs(1),
+            max_replication: 0,
         };
         let clients = Arc::new(Clients::default());
         let home = IpAddr::from([127, 0, 0, 1]);

@@ -191,6 +191,8 @@ pub struct Limits {
     pub client_idle_timeout: Option<Duration>,
     /// Longest login, from accept to the first ReadyForQuery.
     pub login_timeout: Duration,
+    /// Connections of the replication protocol through this data plane; 0: none.
+    pub max_replication: u32,
 }
 
 /// `[health]`: how nodes are probed.

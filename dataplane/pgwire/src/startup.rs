@@ -61,8 +61,10 @@ pub struct Startup {
 pub enum Replication {
     /// An ordinary session.
     No,
-    /// A walsender session, physical or logical.
-    Yes,
+    /// A walsender that sends the WAL.
+    Physical,
+    /// A walsender that decodes the WAL of its database.
+    Logical,
 }
 
 /// Why a first packet gets no session.
@@ -217,8 +219,11 @@ impl Replication {
     fn parse(value: &[u8]) -> Result<Self, StartupError> {
         let word = value.to_ascii_lowercase();
         let prefix = |of: &str, least: usize| word.len() >= least && of.as_bytes().starts_with(&word);
-        if value == b"database" || prefix("true", 1) || prefix("yes", 1) || prefix("on", 2) || word == b"1" {
-            return Ok(Self::Yes);
+        if value == b"database" {
+            return Ok(Self::Logical);
+        }
+        if prefix("true", 1) || prefix("yes", 1) || prefix("on", 2) || word == b"1" {
+            return Ok(Self::Physical);
         }
         if prefix("false", 1) || prefix("no", 1) || prefix("off", 2) || word == b"0" {
             return Ok(Self::No);

@@ -9,7 +9,7 @@ use crate::auth::query::Found;
 use crate::auth::{Known, Proof, Tried};
 use crate::pool::node::Request;
 use crate::pool::sweep::established;
-use crate::pool::{Checkout, Grant, Identity, Outcome, Slot, View, Waiter};
+use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter};
 use crate::registry::{Registered, random};
 use crate::server::Credential;
 use crate::server::credential::Password;
@@ -84,25 +84,27 @@ pub struct Login<'a> {
     pub peer: IpAddr,
 }
 
-type Proved = (Arc<Credential>, u64);
+pub(super) type Proved = (Arc<Credential>, u64);
 
 impl Login<'_> {
-    /// Runs the login up to the first ReadyForQuery.
+    /// Says which version of the protocol it will be, where that is not the one asked for.
     ///
     /// # Errors
-    /// See [`Refusal`]; what must be told has not been sent.
-    pub async fn run(mut self, counted: &mut crate::limits::Counted) -> Result<LoggedIn, Refusal> {
+    /// The client went away.
+    pub async fn negotiate(&mut self) -> Result<(), Refusal> {
         if let Some((version, unknown)) = self.startup.negotiation() {
             let mut out = Vec::new();
             backend::negotiate_version(&mut out, version, &unknown);
             self.lobby.send(&out).await?;
         }
-        if self.startup.replication == Replication::Yes {
-            let text = "replication connections are not supported by HeliosProxy";
-            return Err(PgError::fatal("0A000", text)
-                .hint("Connect to the PostgreSQL server itself.")
-                .into());
-        }
+        Ok(())
+    }
+
+    /// Runs the login up to the first ReadyForQuery.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; what must be told has not been sent.
+    pub async fn run(mut self, counted: &mut crate::limits::Counted) -> Result<LoggedIn, Refusal> {
         let view = self.worker.shared.pools.view();
         let (credential, epoch) = self.authenticate(&view).await?;
         counted.login(&view.settings().limits, &self.startup.user, &self.startup.database)?;
@@ -130,25 +132,33 @@ impl Login<'_> {
     }
 
     async fn authenticate(&mut self, view: &Arc<View>) -> Result<Proved, Refusal> {
+        match self.by_knowledge(view).await? {
+            Some(proved) => Ok(proved),
+            None => self.by_backend(view).await,
+        }
+    }
+
+    /// A proof that the proxy can check by itself; `None`: only the backend knows the role.
+    pub(super) async fn by_knowledge(&mut self, view: &Arc<View>) -> Result<Option<Proved>, Refusal> {
         let shared = Arc::clone(&self.worker.shared);
         let Startup { user, database, .. } = self.startup;
         let settings = view.settings();
         if self.admitted(view)? == HbaMethod::Cert {
-            return self.by_certificate(view).await;
+            return self.by_certificate(view).await.map(Some);
         }
         if shared.client_leg.mode == TlsMode::VerifyFull {
             self.check_certificate()?;
         }
         if let Some(known) = shared.auth.configured(settings, user).await {
-            return self.by_configuration(known).await;
+            return self.by_configuration(known).await.map(Some);
         }
         if let Some(query) = &settings.auth.query {
-            return self.by_query(query, view).await;
+            return self.by_query(query, view).await.map(Some);
         }
         let ttl = view.settings().auth.proof_ttl;
         match shared.auth.learned(user, database, ttl) {
-            Some(known) if self.may_prove(&known.proof, view) => self.by_memory(known).await,
-            _ => self.by_backend(view).await,
+            Some(known) if self.may_prove(&known.proof, view) => self.by_memory(known).await.map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -162,12 +172,12 @@ impl Login<'_> {
     }
 
     /// Whether nobody else can read what the client sends: a password in clear text may be asked for.
-    fn is_private(&self) -> bool {
+    pub(super) fn is_private(&self) -> bool {
         self.is_near() || self.lobby.sealed.is_some()
     }
 
     /// Whether the client may use a role for which the backend asks nothing.
-    fn may_be_trusted(&self, view: &View) -> bool {
+    pub(super) fn may_be_trusted(&self, view: &View) -> bool {
         self.is_near() || view.settings().auth.allow_backend_trust
     }
 
@@ -175,6 +185,9 @@ impl Login<'_> {
     fn admitted(&self, view: &View) -> Result<HbaMethod, Refusal> {
         let Startup { user, database, .. } = self.startup;
         let tls = self.lobby.sealed.is_some();
+        // As in pg_hba.conf.
+        let database =
+            if self.startup.replication == Replication::Physical { &b"replication"[..] } else { database };
         let who = Applicant { user, database, address: self.peer, tls };
         Ok(admit(&view.settings().auth.hba, who)?)
     }
@@ -326,7 +339,7 @@ impl Login<'_> {
     }
 
     /// The clear password of the client.
-    async fn password(&mut self) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+    pub(super) async fn password(&mut self) -> Result<Zeroizing<Vec<u8>>, Refusal> {
         let mut out = Vec::new();
         backend::auth(&mut out, 3, b"");
         self.lobby.send(&out).await?;
@@ -364,7 +377,7 @@ impl Login<'_> {
             (Opened::Ready(io, welcome), _) => (io, welcome, None),
             (Opened::Asked(opening, asked), Some(credential)) => {
                 let finished = opening.finish(asked, user, &credential).await;
-                let (io, welcome) = finished.map_err(|e| self.dial_error(&slot, e))?;
+                let (io, welcome) = finished.map_err(|e| self.dial_error(slot.pool(), e))?;
                 (io, welcome, self.tried(asked, &credential))
             }
             (Opened::Asked(..), None) => return Err(self.wrong()),
@@ -386,7 +399,7 @@ impl Login<'_> {
         let Startup { user, database, params, .. } = self.startup;
         let to = (slot.pool().node.as_ref(), slot.pool().leg.as_ref());
         let opened = Opening::start(to, Who { user, database, params }).await;
-        let opened = opened.map_err(|e| self.dial_error(&slot, e))?;
+        let opened = opened.map_err(|e| self.dial_error(slot.pool(), e))?;
         Ok((slot, opened))
     }
 
@@ -426,7 +439,7 @@ impl Login<'_> {
         }
     }
 
-    fn too_trusting(&self) -> Refusal {
+    pub(super) fn too_trusting(&self) -> Refusal {
         let user = String::from_utf8_lossy(&self.startup.user);
         PgError::fatal(
             "28000",
@@ -436,17 +449,17 @@ impl Login<'_> {
         .into()
     }
 
-    fn too_far(&self) -> Refusal {
+    pub(super) fn too_far(&self) -> Refusal {
         PgError::fatal("28000", "HeliosProxy cannot check this login over an unencrypted remote connection")
             .hint("Connect with sslmode=require, or add the role to [[users]] with its password or SCRAM verifier.")
             .into()
     }
 
     /// A refusal of the backend goes to the client in the backend's words, after AuthenticationOk if that had come.
-    fn dial_error(&self, slot: &Slot, error: DialError) -> Refusal {
+    pub(super) fn dial_error(&self, pool: &NodePool, error: DialError) -> Refusal {
         match error {
             DialError::Login(LoginError::Refused { raw, authenticated, sqlstate, message }) => {
-                let node = &slot.pool().node.name;
+                let node = &pool.node.name;
                 tracing::debug!(node = %node, %sqlstate, %message, "the backend refused a login");
                 let mut out = Vec::new();
                 if authenticated {
@@ -456,8 +469,8 @@ impl Login<'_> {
                 Refusal::Raw(out)
             }
             error => {
-                slot.pool().suspect();
-                let name = slot.pool().node.name.clone();
+                pool.suspect();
+                let name = pool.node.name.clone();
                 tracing::warn!(node = %name, %error, "could not open a server connection");
                 (self.worker.shared.evidence)(&name, helios_proto::model::Evidence::ConnectFailed);
                 PgError::fatal("57P03", "the server cannot be reached to check the login").into()

@@ -11,6 +11,7 @@ pub mod drive;
 pub mod leg;
 pub mod login;
 pub mod names;
+pub mod replication;
 pub mod run;
 pub mod serve;
 pub mod startup;

@@ -8,6 +8,7 @@ use super::drive::{Session, Step};
 use super::leg::Leg;
 use super::login::{LoggedIn, Login, Refusal};
 use super::names::{Named, named};
+use super::replication::Through;
 use super::startup::{Greeted, Lobby};
 use crate::lanes::Arrival;
 use crate::limits::Counted;
@@ -20,6 +21,7 @@ use crate::stream::Stream;
 use crate::worker::Worker;
 use helios_pgwire::frame::Header;
 use helios_pgwire::frontend::{max_len, parse_text, query_text};
+use helios_pgwire::startup::Replication;
 use helios_pgwire::{ErrorFields, PgError};
 use helios_proto::model::Evidence;
 use std::future::poll_fn;
@@ -79,6 +81,14 @@ async fn carry_on(mut moving: Box<Moving>) {
     }
 }
 
+/// What a connection has become.
+enum Entry {
+    Session(LoggedIn),
+    Through(Through),
+    /// A cancel request, which has been dealt with.
+    Nothing,
+}
+
 type Entered = Box<(Session, crate::registry::Registered)>;
 
 /// Everything up to the first ReadyForQuery, under one timeout.
@@ -92,8 +102,12 @@ async fn enter(
     let mut lobby = Lobby::new(io);
     let entered = timeout(limit, login(worker, &mut lobby, peer, counted)).await;
     let refusal = match entered {
-        Ok(Ok(Some(logged_in))) => return Some(Box::new(start(worker, lobby, logged_in))),
-        Ok(Ok(None)) => return None,
+        Ok(Ok(Entry::Session(logged_in))) => return Some(Box::new(start(worker, lobby, logged_in))),
+        Ok(Ok(Entry::Through(through))) => {
+            through.relay(worker, lobby).await;
+            return None;
+        }
+        Ok(Ok(Entry::Nothing)) => return None,
         Ok(Err(refusal)) => refusal,
         Err(_) => Refusal::Cut,
     };
@@ -113,15 +127,19 @@ async fn login(
     lobby: &mut Lobby,
     peer: SocketAddr,
     counted: &mut Counted,
-) -> Result<Option<LoggedIn>, Refusal> {
+) -> Result<Entry, Refusal> {
     match lobby.greet(&worker.shared.client_leg).await? {
         Greeted::Cancel { pid, key } => {
             worker.shared.registry.cancel(pid, &key).await;
-            Ok(None)
+            Ok(Entry::Nothing)
         }
         Greeted::Session(startup) => {
-            let login = Login { worker, lobby, startup: &startup, peer: peer.ip() };
-            login.run(counted).await.map(Some)
+            let mut login = Login { worker, lobby, startup: &startup, peer: peer.ip() };
+            login.negotiate().await?;
+            if startup.replication != Replication::No {
+                return login.replicate(counted).await.map(Entry::Through);
+            }
+            login.run(counted).await.map(Entry::Session)
         }
     }
 }

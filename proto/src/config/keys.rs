@@ -160,6 +160,7 @@ keys! {
         idle_in_transaction_timeout_secs: Seconds(0), Number(0), "Longest pause inside a transaction; 0: no limit.";
         client_idle_timeout_secs: Seconds(0), Number(0), "Longest pause outside a transaction; 0: no limit.";
         login_timeout_secs: Seconds(1), Number(15), "Longest login.";
+        max_replication_connections: Whole("connections", 0, ANY), Number(10), "Connections of the replication protocol, which go through to the primary beside the pools; 0: none.";
     }
     Auth {
         mode: Word(&["auto"]), Fallback::Text("auto"), "How clients prove who they are.";

@@ -184,6 +184,7 @@ fn limit_settings(limits: &Limits) -> settings::Limits {
         idle_in_transaction_timeout_us: limits.idle_in_transaction_timeout.map(micros),
         client_idle_timeout_us: limits.client_idle_timeout.map(micros),
         login_timeout_us: micros(limits.login_timeout),
+        max_replication: Some(limits.max_replication),
     }
 }
 

@@ -22,6 +22,7 @@ mod lost;
 mod partitions;
 mod peers;
 mod pooling;
+mod replication;
 mod routing;
 mod scale;
 mod statements;
