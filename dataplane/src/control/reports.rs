@@ -41,6 +41,11 @@ pub struct Reports {
     said: Vec<(v1::Evidence, Instant)>,
 }
 
+/// Puts something into a message of a call of its own.
+type Apart<T> = fn(T) -> report_msg::Msg;
+/// Puts something into a message of the stream.
+type Within<T> = fn(T) -> dp_msg::Msg;
+
 /// A call that is open; ended when dropped.
 struct Call {
     outgoing: mpsc::Sender<v1::ReportMsg>,
@@ -121,12 +126,7 @@ impl Reports {
         self.say(stream, (report_msg::Msg::Evidence, dp_msg::Msg::Evidence), evidence);
     }
 
-    fn say<T>(
-        &self,
-        stream: &Outgoing,
-        (apart, within): (fn(T) -> report_msg::Msg, fn(T) -> dp_msg::Msg),
-        what: T,
-    ) {
+    fn say<T>(&self, stream: &Outgoing, (apart, within): (Apart<T>, Within<T>), what: T) {
         let said = match &self.call {
             Some(call) => call.outgoing.try_send(v1::ReportMsg { msg: Some(apart(what)) }).is_ok(),
             None => stream.try_send(v1::DpMsg { msg: Some(within(what)) }).is_ok(),
@@ -167,5 +167,52 @@ impl Leases {
         let granted =
             |v1::Grant { node, most, floor }| (node, Granted { most, floor: floor.min(most), until });
         grants.into_iter().map(granted).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evidence(node: &str, kind: v1::evidence::Kind) -> v1::Evidence {
+        v1::Evidence { node: node.to_owned(), kind: kind.into() }
+    }
+
+    #[test]
+    fn what_thousands_of_sessions_see_is_said_once_and_what_does_not_fit_is_counted() {
+        use v1::evidence::Kind::{ConnectFailed, ConnectionLost};
+        let link = Link::new(false);
+        let mut reports = Reports::new(Arc::default(), Arc::clone(&link));
+        let (stream, mut said) = mpsc::channel(3);
+        for _ in 0..1_000 {
+            for (node, kind) in [("a", ConnectionLost), ("b", ConnectionLost), ("a", ConnectFailed)] {
+                reports.evidence(&stream, evidence(node, kind));
+            }
+        }
+        let mut heard = 0;
+        while said.try_recv().is_ok() {
+            heard += 1;
+        }
+        assert_eq!((heard, link.reports_dropped.load(Ordering::Relaxed)), (3, 0));
+        reports.close();
+        for node in ["a", "b", "c", "d"] {
+            reports.evidence(&stream, evidence(node, ConnectionLost));
+        }
+        assert_eq!(link.reports_dropped.load(Ordering::Relaxed), 1, "who listens anew is told again");
+    }
+
+    #[test]
+    fn a_lease_counts_from_the_report_that_it_answers_and_is_never_believed_for_long() {
+        let mut leases = Leases::default();
+        let before = Instant::now();
+        let beat = leases.next();
+        let grant = v1::Grant { node: "a".to_owned(), most: 3, floor: 9 };
+        let sent =
+            |beat| v1::Grants { of: 1, number: 2, beat, lease_us: u64::MAX, grants: vec![grant.clone()] };
+        assert!(leases.take(sent(beat + 1)).is_empty(), "answers no report");
+        let taken = leases.take(sent(beat));
+        let (node, Granted { most, floor, until }) = &taken[0];
+        assert_eq!((node.as_str(), *most, *floor), ("a", 3, 3));
+        assert!(*until <= Instant::now() + LONGEST_LEASE && *until >= before + LONGEST_LEASE);
     }
 }
