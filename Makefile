@@ -1,5 +1,5 @@
-# The development loop. Everything is built in one profile (fast, see Cargo.toml), but for demo and bench, which run
-# what users run: release. TARGET follows CARGO_TARGET_DIR.
+# The development loop. Everything is built in one profile (fast, see Cargo.toml), but for demo, bench and bench-fleet,
+# which run what users run: release. TARGET follows CARGO_TARGET_DIR.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 CARGO := cargo
 PROXY := -p heliosdb-proxy
@@ -44,8 +44,8 @@ bench-failover: setup
 
 # A change to every data plane of a large fleet; BENCH takes options, such as BENCH="--topology 300".
 bench-fleet: setup
-	$(CARGO) build --profile fast --locked $(PROXY) -p helios-controlplane
-	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin bench-fleet -- $(BENCH)
+	$(CARGO) build --release --locked -p helios-controlplane
+	HELIOS_PROXY_BIN="$(abspath $(TARGET))/release/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin bench-fleet -- $(BENCH)
 
 clean:
 	$(CARGO) clean

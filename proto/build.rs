@@ -15,10 +15,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn generate() -> Result<(), Box<dyn Error>> {
     use prost::Message as _;
 
-    const FILES: [&str; 4] = [
+    const FILES: [&str; 5] = [
         "helios/v1/types.proto",
         "helios/v1/discovery.proto",
         "helios/v1/management.proto",
+        "helios/v1/report.proto",
         "helios/v1/peer.proto",
     ];
     let files = protox::compile(FILES, ["proto"])?;

@@ -165,13 +165,8 @@ impl Opening {
 
     async fn serve(self, core: Core) -> io::Result<()> {
         let Self { config, streams, operators, ready, stop, tracker, .. } = self;
-        let service = discovery::Service {
-            cluster: config.discovery.cluster.clone(),
-            core: core.clone(),
-            peers: Peers::open(peers_file(&config)),
-            stop: stop.clone(),
-            tracker: tracker.clone(),
-        };
+        let peers = Peers::open(peers_file(&config));
+        let service = discovery::Service::new(&config.discovery.cluster, &core, peers, (&stop, &tracker));
         // Each listener knows only the tokens that are meant for it.
         let (of_dataplanes, of_operators): (Vec<Token>, Vec<Token>) =
             config.management.tokens.iter().cloned().partition(|token| token.access == Access::Dataplane);

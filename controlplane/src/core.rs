@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::budget::leading::Budgets;
 use crate::cluster::Cluster;
 use crate::coordinator::{self, Handle};
+use crate::counts::Counts;
 use crate::feed::Feed;
 use crate::fleet::Fleet;
 use crate::keeper::{self, Keeper, Refusal};
@@ -37,6 +38,8 @@ pub struct Core {
     pub leading: watch::Receiver<bool>,
     /// Who may hold how many server connections.
     pub budgets: Arc<Budgets>,
+    /// What went to data planes and came from them.
+    pub counts: Arc<Counts>,
 }
 
 impl Core {
@@ -77,7 +80,8 @@ impl Core {
             }
             None => {}
         }
-        Ok(Self { keeper, fleet: Fleet::new(Arc::clone(&feed)), feed, snapshots, leading, budgets })
+        let (fleet, counts) = (Fleet::new(Arc::clone(&feed)), Arc::default());
+        Ok(Self { keeper, fleet, feed, snapshots, leading, budgets, counts })
     }
 }
 

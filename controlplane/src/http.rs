@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use helios_proto::model::Health;
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::budget::Standing;
 use crate::core::Core;
+use crate::counts::Counts;
 
 /// TLS of the services.
 type Sides = Vec<Arc<ServerSide>>;
@@ -144,22 +146,22 @@ fn health(core: &Core) -> String {
     format!("{body}\n")
 }
 
-/// One family of gauges, as text.
-fn family(text: &mut String, name: &str, help: &str, values: &[(String, String)]) {
+/// One family, as text.
+fn family(text: &mut String, (name, kind): (&str, &str), help: &str, values: &[(String, String)]) {
     // Writing to memory does not fail.
-    let _ = writeln!(text, "# HELP heliosproxy_cp_{name} {help}\n# TYPE heliosproxy_cp_{name} gauge");
+    let _ = writeln!(text, "# HELP heliosproxy_cp_{name} {help}\n# TYPE heliosproxy_cp_{name} {kind}");
     for (labels, value) in values {
         let _ = writeln!(text, "heliosproxy_cp_{name}{labels} {value}");
     }
 }
 
-/// Prometheus text. The only labels are names of nodes.
+/// Prometheus text. The only labels are names of nodes, and words.
 fn metrics(core: Option<&Core>) -> String {
     let standing = core.map(|core| core.keeper.standing()).unwrap_or_default();
     let flag = |flag: bool| [(String::new(), u8::from(flag).to_string())];
     let mut text = String::new();
-    family(&mut text, "leader", "1 if this control plane is the leader.", &flag(standing.leads));
-    family(&mut text, "store_up", "1 if the store can be reached.", &flag(standing.up));
+    family(&mut text, ("leader", "gauge"), "1 if this control plane is the leader.", &flag(standing.leads));
+    family(&mut text, ("store_up", "gauge"), "1 if the store can be reached.", &flag(standing.up));
     text + &core.map(metrics_of).unwrap_or_default()
 }
 
@@ -171,7 +173,7 @@ fn metrics_of(core: &Core) -> String {
     let refusing = connected().filter(|dataplane| !dataplane.refused.is_empty()).count();
     let mut text = String::new();
     let mut family = |name: &str, help: &str, values: &[(String, String)]| {
-        family(&mut text, name, help, values);
+        family(&mut text, (name, "gauge"), help, values);
     };
     let one = |value: String| [(String::new(), value)];
     family("dataplanes", "Data planes connected.", &one(connected().count().to_string()));
@@ -209,7 +211,29 @@ fn metrics_of(core: &Core) -> String {
         let help = "Of these, what no data plane may hold now.";
         family("budget_free", help, &each(|standing| standing.free));
     }
+    traffic(&mut text, &core.counts);
     text
+}
+
+/// Messages to data planes, and reports from them.
+fn traffic(text: &mut String, counts: &Counts) {
+    let by = |label: &str, all: Vec<(&str, u64)>| -> Vec<(String, String)> {
+        all.into_iter().map(|(word, count)| (format!("{{{label}=\"{word}\"}}"), count.to_string())).collect()
+    };
+    let mut counter = |name: &str, help: &str, values: &[(String, String)]| {
+        family(text, (name, "counter"), help, values);
+    };
+    let one = |count: &AtomicU64| [(String::new(), count.load(Ordering::Relaxed).to_string())];
+    let help = "Snapshots sent to data planes: whole, as a change of the configuration, or what is known about nodes.";
+    counter("messages_total", help, &by("kind", counts.messages().collect()));
+    let help = "Snapshots encoded; each goes to all data planes that need the same.";
+    counter("encoded_total", help, &one(&counts.encoded));
+    let help = "Changes of the configuration that did not fit what a data plane holds.";
+    counter("resyncs_total", help, &one(&counts.resyncs));
+    let help = "Reports of data planes, by service.";
+    counter("reports_total", help, &by("service", counts.reports().collect()));
+    let help = "Reports that waited, because one data plane sent too many.";
+    counter("reports_slowed_total", help, &one(&counts.slowed));
 }
 
 /// Expiry of the certificates in force, and files that were refused. The only label is a section's name.

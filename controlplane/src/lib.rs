@@ -2,11 +2,12 @@
 //! snapshots to data planes and serves operators. Never sees a client or a statement, never writes to a node.
 //!
 //! The walk of an observation: `health` probes, or a data plane's evidence -> `Event` -> `coordinator` (the one loop) ->
-//! `Cluster::apply` (verdicts, `primary`, `lag`) -> `publish` -> a `watch` channel -> [`grpc::discovery`].
+//! `Cluster::apply` (verdicts, `primary`, `lag`) -> `publish` -> a `watch` channel -> [`grpc::discovery`] -> `fanout`
+//! (the bytes, made once for all).
 //! The walk of a change: [`grpc::management`] -> [`keeper`] -> [`store`] -> `coordinator` -> the same channel -> the
 //! [`fleet`]'s acknowledgements -> the answer.
 //!
-//! The walk of a connection budget: a data plane's status -> [`budget`] -> grants, on the same stream.
+//! The walk of a connection budget: a data plane's status -> [`budget`] -> grants, on its stream.
 //!
 //! The walk of a switchover: [`switchover`], which holds the fleet back through the same channel.
 //!
@@ -18,7 +19,9 @@ pub mod budget;
 mod cluster;
 mod coordinator;
 pub mod core;
+mod counts;
 mod document;
+mod fanout;
 pub mod feed;
 pub mod fleet;
 mod gate;

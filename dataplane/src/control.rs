@@ -5,6 +5,7 @@
 pub mod alone;
 mod last_good;
 mod peers;
+mod reports;
 mod stream;
 
 use crate::listener::WorkerThread;
@@ -14,10 +15,11 @@ use crate::worker::{Shared, TellEvidence};
 use alone::StartArbiter;
 use helios_proto::config::{Config, ControlPlane};
 use helios_proto::model::{Evidence, Health, NodeName, NodeOps, NodeState, Role, Snapshot, Spec};
-use helios_proto::wire::v1;
+use helios_proto::wire::{Mirror, v1};
 use helios_tls::live::Expires;
 use helios_tls::{ClientSide, Files};
 use peers::Peers;
+use reports::Reports;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,12 +55,29 @@ pub struct Link {
     alone: AtomicBool,
     /// Snapshots refused as a whole.
     pub refused: AtomicU64,
+    /// What came.
+    pub messages: Messages,
+    /// Reports that did not fit the way to the control plane.
+    pub reports_dropped: AtomicU64,
     /// When the control plane last confirmed what is in force.
     confirmed: Mutex<Instant>,
     /// The control plane is in this process.
     local: bool,
     /// TLS of this process's gRPC legs.
     tls: Mutex<Vec<Arc<dyn Expires>>>,
+}
+
+/// What came from the control plane, counted.
+#[derive(Default)]
+pub struct Messages {
+    /// Whole snapshots.
+    pub full: AtomicU64,
+    /// Changes of the configuration.
+    pub delta: AtomicU64,
+    /// What is known about the nodes.
+    pub topology: AtomicU64,
+    /// Changes that did not fit.
+    pub resyncs: AtomicU64,
 }
 
 /// A control plane elsewhere.
@@ -79,6 +98,8 @@ impl Link {
             led: watch::channel(local).0,
             alone: AtomicBool::new(false),
             refused: AtomicU64::new(0),
+            messages: Messages::default(),
+            reports_dropped: AtomicU64::new(0),
             confirmed: Mutex::new(Instant::now()),
             local,
             tls: Mutex::default(),
@@ -193,12 +214,11 @@ impl Remote {
             peers: peers.transpose()?,
             boot_id: boot_id(),
             publish,
-            held_hash,
+            mirror: Mirror::new(held_hash),
             keep,
             evidence: seen,
             link: Arc::clone(&link),
-            face: Arc::clone(&face),
-            leases: stream::Leases::default(),
+            reports: Reports::new(Arc::clone(&face), Arc::clone(&link)),
         };
         tracker.spawn(client.run(stop.clone()));
         tracker.spawn(guard.run(stop.clone()));

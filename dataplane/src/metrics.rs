@@ -1,7 +1,7 @@
 //! Counters of the data plane and their Prometheus text. Each worker counts in its own cells, so that counting is a
 //! plain add; a scrape sums them. Never a label from outside: nodes, reasons and pins only.
 
-use crate::control::Link;
+use crate::control::{Link, Messages};
 use crate::pool::View;
 use crate::pool::node::Standing;
 use crate::route::Reason;
@@ -255,6 +255,18 @@ fn control(families: &mut Vec<MetricFamily>, link: &Link) {
     let refused = vec![counter(&[], link.refused.load(Ordering::Relaxed))];
     let help = "Snapshots of the control plane that were refused as a whole.";
     families.push(family("snapshots_refused_total", help, MetricType::COUNTER, refused));
+    let Messages { full, delta, topology, resyncs } = &link.messages;
+    let kinds = [("full", full), ("delta", delta), ("topology", topology)];
+    let messages = kinds.map(|(kind, count)| counter(&[("kind", kind)], count.load(Ordering::Relaxed)));
+    let help =
+        "Snapshots that came from the control plane: whole, as a change, or what is known about nodes.";
+    families.push(family("control_messages_total", help, MetricType::COUNTER, messages.into()));
+    let resyncs = vec![counter(&[], resyncs.load(Ordering::Relaxed))];
+    let help = "Changes of the control plane that did not fit what is held; all of it was asked for.";
+    families.push(family("control_resyncs_total", help, MetricType::COUNTER, resyncs));
+    let dropped = vec![counter(&[], link.reports_dropped.load(Ordering::Relaxed))];
+    let help = "Reports that did not fit the way to the control plane.";
+    families.push(family("control_reports_dropped_total", help, MetricType::COUNTER, dropped));
     let connected = vec![gauge(&[], if link.connected() { 1.0 } else { 0.0 })];
     families.push(family(
         "control_connected",

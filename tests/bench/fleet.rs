@@ -1,151 +1,21 @@
 //! How fast a change reaches every data plane of a large fleet: `bench-fleet [--topology N] [--config N] [--rounds N]`.
-//! A real control plane and a real cluster; the data planes are simulated, each a gRPC stream on a connection of its own
-//! that acknowledges what it gets and says every second how it is. Prints figures; judges nothing: this machine is noisy.
+//! A real control plane (of HELIOS_PROXY_BIN's directory) and a real cluster; the data planes are simulated, see
+//! `dataplanes`, and share the machine with what is measured. Prints figures; judges nothing: machines are noisy.
 // A program for people: a broken assumption stops it, loudly.
 #![allow(clippy::unwrap_used, clippy::as_conversions)]
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+mod dataplanes;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
-use helios_proto::wire::v1::discovery_client::DiscoveryClient;
-use helios_proto::wire::v1::{self, cp_msg, dp_msg};
-use helios_tests::controlplane::{directory, sections, token};
+use dataplanes::Simulated;
+use helios_proto::wire::v1;
+use helios_tests::controlplane::{directory, sections};
 use helios_tests::{Cluster, Config, ControlPlane, Operator, Role, eventually, free_port, raise_file_limit};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Request;
-use tonic::transport::Endpoint;
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause of a data plane before it connects again.
-const AGAIN: Duration = Duration::from_millis(100);
-
-/// What all data planes have got, and when.
-#[derive(Default)]
-struct Board {
-    /// The revision that each one holds, and when it came.
-    held: Vec<(u64, Option<Instant>)>,
-    /// Streams that have brought a whole snapshot since the last [`Board::forget`].
-    full: usize,
-    connected: usize,
-}
-
-type Shared = Arc<Mutex<Board>>;
-
-/// Simulated data planes; they end with it.
-struct Simulated {
-    board: Shared,
-    runtime: Option<tokio::runtime::Runtime>,
-}
-
-impl Simulated {
-    fn start(count: usize, address: SocketAddr) -> Self {
-        let board = Shared::default();
-        board.lock().unwrap().held = vec![(0, None); count];
-        // One thread: what is measured is the control plane.
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        for number in 0..count {
-            runtime.spawn(dataplane(number, address, Arc::clone(&board)));
-        }
-        Self { board, runtime: Some(runtime) }
-    }
-
-    /// Waits until each holds this revision or a later one, and says when the last one got it.
-    fn all_hold(&self, revision: u64) -> Instant {
-        let all = || self.board.lock().unwrap().held.iter().all(|(held, _)| *held >= revision);
-        eventually(PATIENCE, "every data plane has the change", all);
-        self.board.lock().unwrap().held.iter().filter_map(|(_, at)| *at).max().unwrap()
-    }
-
-    /// Waits until each has got a whole snapshot.
-    fn all_full(&self) {
-        eventually(PATIENCE, "every data plane has a whole snapshot", || {
-            let board = self.board.lock().unwrap();
-            board.full >= board.held.len() && board.connected == board.held.len()
-        });
-    }
-}
-
-impl Drop for Simulated {
-    fn drop(&mut self) {
-        self.runtime.take().unwrap().shutdown_background();
-    }
-}
-
-async fn dataplane(number: usize, address: SocketAddr, board: Shared) {
-    let mut hello = v1::Hello {
-        cluster: "helios".to_owned(),
-        dp_id: format!("dp-{number}"),
-        boot_id: "1".to_owned(),
-        version: "1".to_owned(),
-        ..v1::Hello::default()
-    };
-    // Not all at once: a fleet starts over some time.
-    tokio::time::sleep(Duration::from_millis((number % 100) as u64)).await;
-    loop {
-        let mut counted = false;
-        if let Err(status) = stream(number, address, &mut hello, (&board, &mut counted)).await
-            && !matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown)
-        {
-            eprintln!("dp-{number}: {status}");
-        }
-        if counted {
-            board.lock().unwrap().connected -= 1;
-        }
-        tokio::time::sleep(AGAIN).await;
-    }
-}
-
-/// One stream from connecting to its end.
-async fn stream(
-    number: usize,
-    address: SocketAddr,
-    hello: &mut v1::Hello,
-    (board, counted): (&Shared, &mut bool),
-) -> Result<(), tonic::Status> {
-    let lost = |error: tonic::transport::Error| tonic::Status::unavailable(error.to_string());
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(lost)?.tcp_nodelay(true);
-    let mut client = DiscoveryClient::new(endpoint.connect().await.map_err(lost)?);
-    let (outgoing, messages) = mpsc::channel(64);
-    let send = |msg| outgoing.try_send(v1::DpMsg { msg: Some(msg) }).is_ok();
-    send(dp_msg::Msg::Hello(hello.clone()));
-    let mut request = Request::new(ReceiverStream::new(messages));
-    request.metadata_mut().insert("authorization", format!("Bearer {}", token("dataplane")).parse().unwrap());
-    let mut incoming = client.stream(request).await?.into_inner();
-    let mut beat = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        let message = tokio::select! {
-            message = incoming.message() => message?,
-            _ = beat.tick() => {
-                send(dp_msg::Msg::Status(v1::Status { revision: hello.revision, ..v1::Status::default() }));
-                continue;
-            }
-        };
-        let Some(v1::CpMsg { nonce, msg }) = message else { return Ok(()) };
-        let topology = match msg {
-            Some(cp_msg::Msg::Full(full)) => {
-                (hello.config_revision, hello.sha256) = (full.config_revision, full.sha256);
-                let mut board = board.lock().unwrap();
-                board.full += 1;
-                board.connected += usize::from(!*counted);
-                *counted = true;
-                full.topology.unwrap_or_default()
-            }
-            Some(cp_msg::Msg::Topology(topology)) => topology,
-            _ => continue,
-        };
-        let revision = topology.revision;
-        (hello.revision, hello.epoch, hello.timeline) = (revision, topology.epoch, topology.timeline);
-        (hello.incarnation, hello.last_primary) = (topology.incarnation, topology.last_primary);
-        hello.system = topology.system;
-        send(dp_msg::Msg::Ack(v1::Ack { nonce, revision, rejected: Vec::new() }));
-        board.lock().unwrap().held[number] = (revision, Some(Instant::now()));
-    }
-}
 
 /// CPU time of a process so far, in milliseconds, and its resident memory in MiB.
 fn used(pid: u32) -> (u64, u64) {
@@ -162,7 +32,7 @@ struct Site {
     plane: ControlPlane,
     text: String,
     store: String,
-    _cluster: Cluster,
+    cluster: Cluster,
 }
 
 impl Site {
@@ -171,7 +41,7 @@ impl Site {
         let (store, port) = (directory("store"), free_port());
         let text = Config::new(&cluster).text().replace("check_interval_secs = 1", "check_interval_secs = 5")
             + &sections(&store, port);
-        Self { plane: ControlPlane::start(&text), text, store, _cluster: cluster }
+        Self { plane: ControlPlane::start(&text), text, store, cluster }
     }
 }
 
@@ -188,32 +58,59 @@ fn show(what: &str, mut all: Vec<Duration>) {
     println!("{what}: p50 {:.1?}, p99 {:.1?}, max {:.1?}", at(0.5), at(0.99), at(1.0));
 }
 
-/// Makes the same kind of change over and over; prints how long it took to the last receipt and to the reply.
+/// Makes the same kind of change over and over; prints how long it took to each receipt, to the last one of a round, and
+/// to the reply.
 fn rounds(
     what: &str,
     rounds: usize,
     (site, fleet): (&Site, &Simulated),
     change: impl Fn(&mut Operator, usize) -> v1::ChangeReply,
 ) {
-    let count = fleet.board.lock().unwrap().held.len();
+    let count = fleet.count();
     let mut admin = site.plane.operator("admin");
     change(&mut admin, 1);
-    let (mut receipts, mut replies) = (Vec::new(), Vec::new());
-    let (before, _) = used(site.plane.pid);
+    let (mut receipts, mut last, mut replies) = (Vec::new(), Vec::new(), Vec::new());
+    let cpu = || (used(site.plane.pid).0, used(std::process::id()).0);
+    let before = cpu();
     for round in 0..rounds {
         thread::sleep(Duration::from_millis(230));
         let began = Instant::now();
         let reply = change(&mut admin, round);
         replies.push(began.elapsed());
         assert_eq!((reply.dataplanes as usize, reply.acknowledged as usize), (count, count), "{reply:?}");
-        receipts.push(fleet.all_hold(reply.revision).saturating_duration_since(began));
+        let took = fleet.all_hold(reply.revision).into_iter().map(|at| at.saturating_duration_since(began));
+        let took: Vec<Duration> = took.collect();
+        last.push(took.iter().copied().max().unwrap());
+        receipts.extend(took);
     }
-    let cpu = (used(site.plane.pid).0 - before) as usize / rounds;
-    show(&format!("{what}, {count} data planes: last receipt"), receipts);
-    show(&format!("{what}, {count} data planes: last acknowledgement, seen by the operator"), replies);
+    let after = cpu();
+    let what = format!("{what}, {count} data planes");
+    show(&format!("{what}: each receipt"), receipts);
+    show(&format!("{what}: last receipt of a round"), last);
+    show(&format!("{what}: last acknowledgement, seen by the operator"), replies);
+    let [of_plane, of_fleet] = [after.0 - before.0, after.1 - before.1].map(|spent| spent as usize / rounds);
     println!(
-        "{what}, {count} data planes: control plane {cpu} ms of CPU a round, with what a second costs it"
+        "{what}: control plane {of_plane} ms of CPU a round, data planes {of_fleet} ms, with what a quarter of a second \
+         costs them"
     );
+}
+
+/// The primary dies and the standby is promoted: when the first and the last data plane know.
+fn promotion(site: &Site, fleet: &Simulated) {
+    fleet.board.lock().unwrap().moved.fill(None);
+    site.cluster.primary().kill();
+    let began = Instant::now();
+    site.cluster.node("standby").promote();
+    let promoted = began.elapsed();
+    let mut all = fleet.all_moved();
+    all.sort_unstable();
+    let (first, count) = (all[0], all.len());
+    println!(
+        "promotion: pg_ctl took {promoted:.1?}; the first data plane knew {:.1?} after it began",
+        first.saturating_duration_since(began)
+    );
+    let after = all.into_iter().map(|at| at.saturating_duration_since(first)).collect();
+    show(&format!("promotion, {count} data planes: each receipt, from the first one"), after);
 }
 
 const fn wait() -> Option<v1::Wait> {
@@ -285,4 +182,9 @@ fn main() {
         "at rest, {topology} data planes: {cpu} ms of CPU a second, {rss} MiB ({alone} MiB without them)"
     );
     restart(&mut site, &fleet);
+    promotion(&site, &fleet);
+    let [full, delta, topology] = fleet.board.lock().unwrap().kinds;
+    println!(
+        "{topology} data planes were sent a topology, {delta} a delta, {full} all of it; over the whole run"
+    );
 }

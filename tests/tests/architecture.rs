@@ -81,8 +81,10 @@ const SANS_IO: &[&str] = &[
     "dataplane/src/spread.rs",
     "dataplane/src/statements.rs",
     "controlplane/src/cluster.rs",
+    "controlplane/src/fanout.rs",
     "controlplane/src/primary.rs",
     "controlplane/src/health/verdict.rs",
+    "proto/src/wire",
 ];
 
 fn root() -> PathBuf {

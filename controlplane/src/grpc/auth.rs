@@ -36,6 +36,7 @@ enum Need {
 /// Every method, and what it needs. What is not here is denied.
 const TABLE: &[(&str, &str, Need)] = &[
     ("helios.v1.Discovery", "Stream", Need::At(Access::Dataplane)),
+    ("helios.v1.Report", "Stream", Need::At(Access::Dataplane)),
     ("helios.v1.Management", "Status", Need::At(Access::Viewer)),
     ("helios.v1.Management", "ListNodes", Need::At(Access::Viewer)),
     ("helios.v1.Management", "ListPools", Need::At(Access::Viewer)),
@@ -263,6 +264,7 @@ mod tests {
             ("Management/ApplyConfig", &[Admin]),
             ("Management/Audit", &[Admin]),
             ("Discovery/Stream", &[Dataplane]),
+            ("Report/Stream", &[Dataplane]),
             ("Management/Nonsense", &[]),
         ] {
             for access in Access::ALL {

@@ -1,36 +1,35 @@
-//! The stream to a data plane: the whole snapshot first, then each change at once, always the latest. One task per data
-//! plane writes, one reads; a data plane that reads slowly skips, one that is silent is let go. Never queues.
+//! The stream to a data plane: the whole snapshot first, then each change at once, always the latest. The connection's
+//! own task writes (see [`writer`](super::writer)), one task per data plane reads; a data plane that reads slowly skips,
+//! one that is silent, or takes nothing, is let go. Never queues.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use helios_proto::model::{NodeName, NodeState, Snapshot, TopologyKey};
-use helios_proto::wire::v1::discovery_server::Discovery;
-use helios_proto::wire::v1::{self, cp_msg, dp_msg};
-use helios_proto::wire::{self, Refused};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_stream::wrappers::ReceiverStream;
+use helios_proto::model::{NodeName, NodeState, TopologyKey};
+use helios_proto::wire::Refused;
+use helios_proto::wire::v1::{self, dp_msg};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::auth::Caller;
+use super::ear::{Ear, Ears, Open};
+use super::writer::{BEAT, Outgoing, Pulse, Sent, Sources};
 use crate::budget::Who;
-use crate::budget::leading::Budgets;
 use crate::cluster::Held;
-use crate::coordinator::Events;
 use crate::core::Core;
+use crate::counts::{Counts, Way, add};
+use crate::fanout::Fanout;
 use crate::fleet::{Ack, Identity, Seat};
 use crate::keeper::Refusal;
-use crate::peers::{Numbered, Peers};
+use crate::peers::Peers;
 
 /// Longest wait for the first message of a data plane.
-const HELLO: Duration = Duration::from_secs(5);
-/// Pause between two heartbeats.
-const BEAT: Duration = Duration::from_secs(1);
+pub(super) const HELLO: Duration = Duration::from_secs(5);
 /// A data plane that says nothing, or takes nothing, for this long is gone.
-const SILENCE: Duration = Duration::from_secs(10);
+pub(super) const SILENCE: Duration = Duration::from_secs(10);
 /// Longest name of a data plane.
 const LONGEST_NAME: usize = 200;
 /// An epoch or revision beyond this was never reached by counting.
@@ -47,35 +46,54 @@ const LOOK: Duration = Duration::from_secs(3);
 /// The service.
 pub struct Service {
     /// Name of the fleet.
-    pub cluster: String,
+    cluster: String,
     /// What runs.
-    pub core: Core,
+    core: Core,
     /// Who takes cancel requests.
-    pub peers: Arc<Peers>,
+    peers: Arc<Peers>,
+    /// Makes what is sent.
+    fanout: Arc<Fanout>,
+    /// Who can be heard.
+    pub(super) ears: Arc<Ears>,
     /// Ends every stream.
-    pub stop: CancellationToken,
+    stop: CancellationToken,
     /// Runs the streams.
-    pub tracker: TaskTracker,
+    tracker: TaskTracker,
 }
 
-/// A message sent and not yet acknowledged.
-#[derive(Clone, Copy)]
-struct Sent {
-    nonce: u64,
-    config_revision: u64,
-    at: Instant,
-}
+impl Service {
+    /// For the fleet of this name. `stop` ends every stream; they run on `tracker`.
+    #[must_use]
+    pub fn new(
+        cluster: &str,
+        core: &Core,
+        peers: Arc<Peers>,
+        (stop, tracker): (&CancellationToken, &TaskTracker),
+    ) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            core: core.clone(),
+            peers,
+            fanout: Fanout::new(Arc::clone(&core.counts)),
+            ears: Arc::default(),
+            stop: stop.clone(),
+            tracker: tracker.clone(),
+        }
+    }
 
-type Outcome = Result<v1::CpMsg, Status>;
+    /// What is counted.
+    pub(super) fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.core.counts)
+    }
 
-#[tonic::async_trait]
-impl Discovery for Service {
-    type StreamStream = ReceiverStream<Outcome>;
-
-    async fn stream(
+    /// Opens a stream.
+    ///
+    /// # Errors
+    /// It does not begin with a Hello of this fleet, or nobody may be told anything now.
+    pub(super) async fn stream(
         &self,
         request: Request<Streaming<v1::DpMsg>>,
-    ) -> Result<Response<Self::StreamStream>, Status> {
+    ) -> Result<Response<Outgoing>, Status> {
         let from = request.extensions().get::<Caller>().map(|c| c.from.clone()).unwrap_or_default();
         let mut messages = request.into_inner();
         let first = timeout(HELLO, messages.message()).await;
@@ -90,6 +108,39 @@ impl Discovery for Service {
         let v1::Hello { dp_id, cancel_id, peer_address, .. } = &hello;
         let numbered = (!peer_address.is_empty()).then(|| self.peers.join(dp_id, *cancel_id, peer_address));
         let held = held(&hello);
+        self.compare(&hello, &held);
+        self.core.keeper.events().held(held).await;
+        self.looked().await;
+        let (grant, grants) = watch::channel(None);
+        let (again, asked) = watch::channel(0);
+        let done = self.stop.child_token();
+        let sources = Sources {
+            snapshots: self.core.snapshots.clone(),
+            fanout: Arc::clone(&self.fanout),
+            numbered,
+            grants,
+            again: asked,
+            done: done.clone(),
+        };
+        let (outgoing, acknowledged, pulse) = Outgoing::new(sources, hello.deltas);
+        let open = self.ears.open(Ear {
+            seat,
+            who: Who { id: hello.dp_id, boot: hello.boot_id },
+            events: self.core.keeper.events().clone(),
+            budgets: Arc::clone(&self.core.budgets),
+            snapshots: self.core.snapshots.clone(),
+            counts: Arc::clone(&self.core.counts),
+            grant,
+            done,
+            heard: Mutex::default(),
+        });
+        let reader = Reader { open, acknowledged, pulse, again };
+        self.tracker.spawn(reader.run(messages, self.core.leading.clone()));
+        Ok(Response::new(outgoing))
+    }
+
+    /// Says so if a data plane is further than this control plane.
+    fn compare(&self, hello: &v1::Hello, held: &Held) {
         let snapshots = &self.core.snapshots;
         let (revision, key) = (snapshots.borrow().revision, snapshots.borrow().key());
         if (revision < held.revision && !self.is_shared()) || key < held.key {
@@ -100,40 +151,8 @@ impl Discovery for Service {
                  others; going on from there"
             );
         }
-        self.core.keeper.events().held(held).await;
-        self.looked().await;
-        let (to_dataplane, outgoing) = mpsc::channel(1);
-        let (sent, acknowledged) = watch::channel(None);
-        let stop = self.stop.child_token();
-        let snapshots = snapshots.clone();
-        let (grant, grants) = watch::channel(None);
-        let reader = Reader {
-            seat,
-            acknowledged,
-            events: self.core.keeper.events().clone(),
-            who: Who { id: hello.dp_id, boot: hello.boot_id },
-            budgets: Arc::clone(&self.core.budgets),
-            snapshots: snapshots.clone(),
-            grant,
-        };
-        let writer = Writer { snapshots, numbered, grants, to_dataplane, sent, nonce: 0, last: None };
-        let mut leading = self.core.leading.clone();
-        self.tracker.spawn(async move {
-            let leave = reader.seat.leave.clone();
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => {}
-                () = leave.cancelled() => {}
-                _ = leading.wait_for(|leading| !leading) => {}
-                () = writer.run() => {}
-                () = reader.run(messages) => {}
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(outgoing)))
     }
-}
 
-impl Service {
     /// Just started, this control plane says nothing before it has looked at the nodes: data planes know more.
     async fn looked(&self) {
         let looked = |state: &NodeState| state.probed_at.is_some();
@@ -217,136 +236,59 @@ fn held(hello: &v1::Hello) -> Held {
     }
 }
 
-/// Sends to one data plane.
-struct Writer {
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// `None`: it takes no cancel requests.
-    numbered: Option<Numbered>,
-    grants: watch::Receiver<Option<v1::Grants>>,
-    to_dataplane: mpsc::Sender<Outcome>,
-    sent: watch::Sender<Option<Sent>>,
-    nonce: u64,
-    last: Option<(Arc<Snapshot>, Vec<u8>)>,
-}
-
-impl Writer {
-    async fn run(mut self) {
-        let mut beat = interval(BEAT);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.snapshots.mark_changed();
-        let mut peers = self.numbered.as_ref().map(Numbered::list);
-        loop {
-            let alive = tokio::select! {
-                biased;
-                changed = self.snapshots.changed() => changed.is_ok() && self.snapshot().await,
-                Ok(()) = self.grants.changed() => self.grants().await,
-                Some(entries) = changed(&mut peers) => self.peers(&entries).await,
-                _ = beat.tick() => self.heartbeat().await,
-            };
-            if !alive {
-                return;
-            }
-        }
-    }
-
-    /// Sends the snapshot of this moment, or of it only what is known about the nodes if the rest has been sent.
-    async fn snapshot(&mut self) -> bool {
-        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
-        let now = Instant::now();
-        let msg = match &self.last {
-            Some((last, sha256)) if same_configuration(last, &snapshot) => {
-                let sha256 = sha256.clone();
-                self.last = Some((Arc::clone(&snapshot), sha256));
-                cp_msg::Msg::Topology(wire::topology(&snapshot, now))
-            }
-            _ => {
-                let full = wire::full(&snapshot, now);
-                self.last = Some((Arc::clone(&snapshot), full.sha256.clone()));
-                cp_msg::Msg::Full(full)
-            }
-        };
-        let sent = Sent { nonce: self.nonce + 1, config_revision: snapshot.config_revision, at: now };
-        self.sent.send_replace(Some(sent));
-        self.send(msg).await
-    }
-
-    async fn peers(&mut self, entries: &[v1::PeerEntry]) -> bool {
-        let Some(numbered) = &self.numbered else { return true };
-        let message = numbered.message(entries);
-        self.send(cp_msg::Msg::Peers(message)).await
-    }
-
-    async fn grants(&mut self) -> bool {
-        let grants = self.grants.borrow_and_update().clone();
-        match grants {
-            Some(grants) => self.send(cp_msg::Msg::Grants(grants)).await,
-            None => true,
-        }
-    }
-
-    async fn heartbeat(&mut self) -> bool {
-        let Some((last, sha256)) = &self.last else { return true };
-        let (revision, sha256) = (last.revision, sha256.clone());
-        self.send(cp_msg::Msg::Heartbeat(v1::Heartbeat { revision, sha256 })).await
-    }
-
-    /// False: the data plane is gone, or takes nothing any more.
-    async fn send(&mut self, msg: cp_msg::Msg) -> bool {
-        self.nonce += 1;
-        let message = v1::CpMsg { nonce: self.nonce, msg: Some(msg) };
-        matches!(timeout(SILENCE, self.to_dataplane.send(Ok(message))).await, Ok(Ok(())))
-    }
-}
-
-/// The list of peers once it has changed; never for who takes no cancel requests.
-async fn changed(
-    peers: &mut Option<watch::Receiver<Arc<Vec<v1::PeerEntry>>>>,
-) -> Option<Arc<Vec<v1::PeerEntry>>> {
-    let Some(peers) = peers else { return std::future::pending().await };
-    peers.changed().await.ok()?;
-    Some(Arc::clone(&peers.borrow_and_update()))
-}
-
-/// Whether two snapshots differ in nothing but what is known about the nodes.
-fn same_configuration(a: &Snapshot, b: &Snapshot) -> bool {
-    let nodes = |(a, b): (&NodeState, &NodeState)| a.node == b.node && a.ops == b.ops;
-    a.config_revision == b.config_revision
-        && Arc::ptr_eq(&a.settings, &b.settings)
-        && a.nodes.len() == b.nodes.len()
-        && a.nodes.iter().zip(&b.nodes).all(nodes)
-}
-
-/// Hears one data plane.
+/// Hears one data plane, and ends its stream.
 struct Reader {
-    seat: Seat,
+    open: Open,
     acknowledged: watch::Receiver<Option<Sent>>,
-    events: Events,
-    who: Who,
-    budgets: Arc<Budgets>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// To the writer: the latest counts.
-    grant: watch::Sender<Option<v1::Grants>>,
+    pulse: Arc<Pulse>,
+    /// To the writer: everything is asked for.
+    again: watch::Sender<u64>,
 }
 
 impl Reader {
-    async fn run(&self, mut messages: Streaming<v1::DpMsg>) {
-        while let Ok(Ok(Some(message))) = timeout(SILENCE, messages.message()).await {
-            match message.msg {
-                Some(dp_msg::Msg::Ack(ack)) => self.ack(ack),
-                Some(dp_msg::Msg::Evidence(evidence)) => self.evidence(&evidence),
-                Some(dp_msg::Msg::Status(status)) => {
-                    let snapshot = Arc::clone(&self.snapshots.borrow());
-                    if let Some(grants) = self.budgets.answer(&self.who, &status, &snapshot) {
-                        self.grant.send_replace(Some(grants));
-                    } else if self.budgets.elsewhere(&snapshot).is_some() {
-                        return;
-                    }
-                    self.seat.status(status);
-                }
-                // Said once already; or said by a newer version.
-                Some(dp_msg::Msg::Hello(_)) | None => {}
+    async fn run(self, messages: Streaming<v1::DpMsg>, mut leading: watch::Receiver<bool>) {
+        let ear = &self.open.ear;
+        tokio::select! {
+            biased;
+            () = ear.done.cancelled() => {}
+            () = ear.seat.leave.cancelled() => {}
+            _ = leading.wait_for(|leading| !leading) => {}
+            () = self.listen(messages) => {}
+        }
+        ear.done.cancel();
+    }
+
+    async fn listen(&self, mut messages: Streaming<v1::DpMsg>) {
+        // One that takes nothing gets no heartbeats either.
+        while self.pulse.age() < SILENCE {
+            // What it says in reports counts.
+            let patience = SILENCE.saturating_sub(self.open.ear.quiet()).max(BEAT);
+            match timeout(patience, messages.message()).await {
+                Ok(Ok(Some(message))) => self.hear(message),
+                Ok(Ok(None) | Err(_)) => return,
+                Err(_) if self.open.ear.quiet() < SILENCE => {}
+                Err(_) => return,
             }
         }
+    }
+
+    fn hear(&self, message: v1::DpMsg) {
+        match message.msg {
+            Some(dp_msg::Msg::Ack(ack)) => self.ack(ack),
+            Some(dp_msg::Msg::Evidence(evidence)) => self.open.ear.evidence(&evidence, Way::Discovery),
+            Some(dp_msg::Msg::Status(status)) => self.open.ear.status(status, Way::Discovery),
+            Some(dp_msg::Msg::Resync(resync)) => self.resync(&resync),
+            // Said once already; or said by a newer version.
+            Some(dp_msg::Msg::Hello(_)) | None => {}
+        }
+    }
+
+    fn resync(&self, v1::Resync { nonce, reason }: &v1::Resync) {
+        let ear = &self.open.ear;
+        add(&ear.counts.resyncs);
+        let reason: String = reason.chars().take(LONGEST_NAME).collect();
+        tracing::warn!(dataplane = %ear.who.id, nonce, ?reason, "a delta did not fit; sending everything");
+        self.again.send_modify(|asked| *asked = asked.wrapping_add(1));
     }
 
     fn ack(&self, ack: v1::Ack) {
@@ -354,17 +296,11 @@ impl Reader {
         // Of an older message: the next one is on its way.
         let Some(sent) = sent.filter(|sent| sent.nonce == ack.nonce) else { return };
         let refused = ack.rejected.into_iter().map(|v1::Rejected { name, reason }| Refused { name, reason });
-        self.seat.ack(Ack {
+        self.open.ear.seat.ack(Ack {
             revision: ack.revision,
             config_revision: sent.config_revision,
             refused: refused.collect(),
             took: Some(sent.at.elapsed()),
         });
-    }
-
-    fn evidence(&self, evidence: &v1::Evidence) {
-        if let Some(kind) = wire::evidence(evidence.kind) {
-            self.events.evidence(NodeName::new(&evidence.node), kind);
-        }
     }
 }

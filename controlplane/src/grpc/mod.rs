@@ -1,15 +1,19 @@
-//! The services: [`discovery`] for data planes, [`management`] for operators, behind one [`auth`] layer, with health and
+//! The services: [`discovery`] and reports for data planes, [`management`] for operators, behind one [`auth`] layer, with health and
 //! reflection beside them. Decides nothing about nodes: it asks the keeper, the fleet and the snapshot.
 
 pub mod auth;
 mod changes;
 pub mod discovery;
+mod ear;
+mod frames;
 mod handover;
 pub mod management;
+mod report;
 pub mod secure;
 mod show;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,8 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use helios_proto::wire::v1;
-use helios_proto::wire::v1::discovery_server::DiscoveryServer;
 use helios_proto::wire::v1::management_server::ManagementServer;
+use helios_proto::wire::v1::report_server::ReportServer;
 use helios_tls::{ServerSide, incoming};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -43,12 +47,14 @@ const OWN_RESETS: usize = 256;
 /// Largest headers of a call, in bytes.
 const HEADERS: u32 = 16 << 10;
 
-/// The service for data planes, with health beside it.
+/// The services for data planes, with health beside them.
 pub async fn discovery_routes(service: discovery::Service) -> Routes {
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<DiscoveryServer<discovery::Service>>().await;
-    let service = DiscoveryServer::new(service).max_decoding_message_size(LARGEST);
-    Routes::new(health).add_service(service)
+    reporter.set_serving::<frames::Server>().await;
+    reporter.set_serving::<ReportServer<report::Service>>().await;
+    let reports = report::Service { ears: Arc::clone(&service.ears), counts: service.counts() };
+    let reports = ReportServer::new(reports).max_decoding_message_size(report::LARGEST);
+    Routes::new(health).add_service(frames::Server(Arc::new(service))).add_service(reports)
 }
 
 /// The service for operators, with health and reflection beside it.

@@ -3,19 +3,18 @@
 
 use super::last_good::Kept;
 use super::peers::Peers;
-use super::{BEAT, Face, Link, QUICK_BEAT};
-use crate::pool::node::Granted;
+use super::reports::Reports;
+use super::{BEAT, Link, QUICK_BEAT};
 use helios_proto::config::ControlPlane;
 use helios_proto::model::{Evidence, NodeName, Snapshot};
 use helios_proto::wire::v1::discovery_client::DiscoveryClient;
 use helios_proto::wire::v1::{self, cp_msg, dp_msg};
-use helios_proto::wire::{self, Accepted, Refused};
+use helios_proto::wire::{self, Accepted, Mirror, Refused, Verdict};
 use helios_tls::dial::Secured;
 use helios_tls::{ClientSide, connect};
-use std::collections::VecDeque;
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -35,10 +34,6 @@ const PING: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(
 const SILENCE: Duration = Duration::from_secs(5);
 /// Heartbeats in a row with another hash or revision that are borne.
 const STRANGE_BEATS: u32 = 3;
-/// Reports whose answer may still come.
-const REPORTS: usize = 1024;
-/// Longest lease that is believed.
-const LONGEST_LEASE: Duration = Duration::from_secs(60);
 /// Messages that may wait to be sent.
 const OUTGOING: usize = 64;
 /// Largest message: a large configuration with many users.
@@ -58,56 +53,20 @@ pub struct Client {
     pub boot_id: String,
     /// Where snapshots go.
     pub publish: Arc<watch::Sender<Arc<Snapshot>>>,
-    /// Hash of the resources in force, as they were sent; empty: not from a control plane.
-    pub held_hash: Vec<u8>,
+    /// What is held of what the control plane has sent.
+    pub mirror: Mirror,
     /// Where snapshots worth keeping go.
     pub keep: Arc<watch::Sender<Kept>>,
     /// What sessions saw.
     pub evidence: mpsc::Receiver<(NodeName, Evidence)>,
     /// For metrics.
     pub link: Arc<Link>,
-    /// What to report, and where grants go.
-    pub face: Arc<OnceLock<Face>>,
-    /// What grants answer.
-    pub leases: Leases,
+    /// What is said of this data plane.
+    pub reports: Reports,
 }
 
-/// The reports that grants may answer, and the last grants.
-#[derive(Default)]
-pub struct Leases {
-    beat: u64,
-    /// When each was about to be sent: leases count from there.
-    sent: VecDeque<(u64, Instant)>,
-    /// Whose grants are in force, and their number.
-    held: (u64, u64),
-}
-
-impl Leases {
-    /// Numbers a report that is about to be made.
-    fn next(&mut self) -> u64 {
-        self.beat = self.beat.saturating_add(1);
-        self.sent.push_back((self.beat, Instant::now()));
-        if self.sent.len() > REPORTS {
-            self.sent.pop_front();
-        }
-        self.beat
-    }
-
-    /// What is granted, with its end; nothing if it answers a report of long ago.
-    fn take(&mut self, grants: v1::Grants) -> Vec<(String, Granted)> {
-        let v1::Grants { of, number, beat, lease_us, grants } = grants;
-        let Some((_, sent)) = self.sent.iter().find(|(sent, _)| *sent == beat) else { return Vec::new() };
-        let Some(until) = sent.checked_add(LONGEST_LEASE.min(Duration::from_micros(lease_us))) else {
-            return Vec::new();
-        };
-        self.held = (of, number);
-        let granted =
-            |v1::Grant { node, most, floor }| (node, Granted { most, floor: floor.min(most), until });
-        grants.into_iter().map(granted).collect()
-    }
-}
-
-type Outgoing = mpsc::Sender<v1::DpMsg>;
+/// Where what is said on the stream goes.
+pub(super) type Outgoing = mpsc::Sender<v1::DpMsg>;
 
 impl Client {
     /// Runs until stopped.
@@ -166,19 +125,24 @@ impl Client {
             .keep_alive_while_idle(true);
         let channel = connect(channel, secured).await;
         let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
-        let mut client = DiscoveryClient::new(channel).max_decoding_message_size(LARGEST);
+        let mut client = DiscoveryClient::new(channel.clone()).max_decoding_message_size(LARGEST);
         let (outgoing, messages) = mpsc::channel(OUTGOING);
         // Room is there: the channel is new.
         let _ = outgoing.try_send(message(dp_msg::Msg::Hello(self.hello())));
         let mut request = Request::new(ReceiverStream::new(messages));
-        if let Some(token) = token {
-            request.metadata_mut().insert("authorization", token);
+        if let Some(token) = &token {
+            request.metadata_mut().insert("authorization", token.clone());
         }
         let call = timeout(CONNECT * 2, client.stream(request)).await;
         let incoming = call.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
         tracing::info!(%endpoint, "control plane connected");
         self.link.set_connected(true);
-        self.converse(incoming, &outgoing).await
+        self.mirror.begin();
+        let reporter = v1::Reporter { dp_id: self.name.clone(), boot_id: self.boot_id.clone() };
+        self.reports.open(channel, token, reporter);
+        let ended = self.converse(incoming, &outgoing).await;
+        self.reports.close();
+        ended
     }
 
     fn hello(&self) -> v1::Hello {
@@ -189,7 +153,7 @@ impl Client {
             boot_id: self.boot_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: held.revision,
-            sha256: self.held_hash.clone(),
+            sha256: self.mirror.sha256().to_vec(),
             epoch: held.epoch,
             incarnation: held.incarnation,
             timeline: held.timeline,
@@ -198,6 +162,7 @@ impl Client {
             cancel_id: self.peers.as_ref().map_or(0, |peers| peers.number.load(Ordering::Relaxed)),
             peer_address: self.peers.as_ref().map(|peers| peers.address.clone()).unwrap_or_default(),
             config_revision: held.config_revision,
+            deltas: true,
         }
     }
 
@@ -222,6 +187,10 @@ impl Client {
                             // Nodes with a budget want a share.
                             beat.reset_after(QUICK_BEAT);
                         }
+                        Some(cp_msg::Msg::Delta(delta)) => {
+                            self.delta(nonce, delta, outgoing)?;
+                            beat.reset_after(QUICK_BEAT);
+                        }
                         Some(cp_msg::Msg::Topology(topology)) => {
                             self.topology(nonce, &topology, outgoing)?;
                             if topology.hold.is_some() {
@@ -235,42 +204,29 @@ impl Client {
                             }
                         }
                         Some(cp_msg::Msg::Peers(list)) => self.learn(list),
-                        Some(cp_msg::Msg::Grants(grants)) => self.granted(grants),
+                        Some(cp_msg::Msg::Grants(grants)) => self.reports.granted(grants),
                         // Of a newer version.
                         None => {}
                     }
                 }
                 Some((node, seen)) = self.evidence.recv() => {
                     let kind = wire::evidence_kind(seen).into();
-                    let evidence = v1::Evidence { node: node.to_string(), kind };
-                    // A hint: dropped when the stream cannot keep up.
-                    let _ = outgoing.try_send(message(dp_msg::Msg::Evidence(evidence)));
+                    self.reports.evidence(outgoing, v1::Evidence { node: node.to_string(), kind });
+                }
+                why = self.reports.ended() => {
+                    tracing::debug!(reason = why.message(), "reports go over the stream from now on");
+                    beat.reset_immediately();
                 }
                 _ = beat.tick() => {
                     if heard.elapsed() >= SILENCE {
                         return Err(Status::deadline_exceeded("it is silent"));
                     }
-                    self.report(outgoing);
+                    self.reports.status(outgoing);
                     if self.publish.borrow().hold.is_some() {
                         beat.reset_after(QUICK_BEAT);
                     }
                 }
             }
-        }
-    }
-
-    fn report(&mut self, outgoing: &Outgoing) {
-        let Some(face) = self.face.get() else { return };
-        let beat = self.leases.next();
-        let (grants_of, grants) = self.leases.held;
-        let status = v1::Status { beat, grants_of, grants, ..(face.status)() };
-        let _ = outgoing.try_send(message(dp_msg::Msg::Status(status)));
-    }
-
-    fn granted(&mut self, grants: v1::Grants) {
-        let Some(face) = self.face.get() else { return };
-        for (node, granted) in self.leases.take(grants) {
-            (face.grant)(&node, granted);
         }
     }
 
@@ -285,37 +241,62 @@ impl Client {
         let was_led = self.link.is_led();
         // From here on nobody else puts anything in force.
         self.link.set_led(true);
+        self.link.messages.full.fetch_add(1, Ordering::Relaxed);
         let held = Arc::clone(&self.publish.borrow());
         let revision = full.topology.as_ref().map_or(0, |topology| topology.revision);
-        if !self.held_hash.is_empty() && revision == held.revision && full.sha256 == self.held_hash {
-            // What is in force already: the answer to Hello when nothing has changed.
-            self.link.confirm();
-            return ack(outgoing, nonce, revision, Vec::new());
-        }
-        let hash = full.sha256.clone();
-        match wire::accept(full, Some(&held), Instant::now()) {
-            Ok(Accepted { snapshot, rejected }) => {
-                for Refused { name, reason } in &rejected {
-                    tracing::error!(resource = %name, %reason, "a resource from the control plane is refused");
-                }
-                self.held_hash = hash;
-                self.put_in_force(snapshot, &held);
-                ack(outgoing, nonce, revision, rejected)
-            }
+        match self.mirror.full(full, &held, Instant::now()) {
             // This data plane went on while the two were meeting: it says anew what it holds.
-            Err(refused) if !was_led => Err(Status::aborted(format!("its first word: {}", refused.reason))),
-            Err(refused) => self.refuse(nonce, &held, refused, outgoing),
+            Verdict::Refuse(refused) if !was_led => {
+                Err(Status::aborted(format!("its first word: {}", refused.reason)))
+            }
+            verdict => self.obey(verdict, (nonce, revision), &held, outgoing),
         }
     }
 
-    fn topology(&mut self, nonce: u64, sent: &v1::Topology, outgoing: &Outgoing) -> Result<(), Status> {
+    fn delta(&mut self, nonce: u64, delta: v1::Delta, outgoing: &Outgoing) -> Result<(), Status> {
+        self.link.messages.delta.fetch_add(1, Ordering::Relaxed);
         let held = Arc::clone(&self.publish.borrow());
-        match wire::accept_topology(sent, &held, Instant::now()) {
-            Ok(snapshot) => {
-                self.put_in_force(snapshot, &held);
-                ack(outgoing, nonce, sent.revision, Vec::new())
+        let revision = delta.topology.as_ref().map_or(0, |topology| topology.revision);
+        let verdict = self.mirror.delta(delta, &held, Instant::now());
+        self.obey(verdict, (nonce, revision), &held, outgoing)
+    }
+
+    fn topology(&mut self, nonce: u64, sent: &v1::Topology, outgoing: &Outgoing) -> Result<(), Status> {
+        self.link.messages.topology.fetch_add(1, Ordering::Relaxed);
+        let held = Arc::clone(&self.publish.borrow());
+        let verdict = self.mirror.topology(sent, &held, Instant::now());
+        self.obey(verdict, (nonce, sent.revision), &held, outgoing)
+    }
+
+    /// What follows from a message, and the answer.
+    fn obey(
+        &self,
+        verdict: Verdict,
+        (nonce, revision): (u64, u64),
+        held: &Snapshot,
+        outgoing: &Outgoing,
+    ) -> Result<(), Status> {
+        match verdict {
+            Verdict::Take(accepted) => {
+                let Accepted { snapshot, rejected } = *accepted;
+                for Refused { name, reason } in &rejected {
+                    tracing::error!(resource = %name, %reason, "a resource from the control plane is refused");
+                }
+                self.put_in_force(snapshot, held);
+                ack(outgoing, nonce, revision, rejected)
             }
-            Err(refused) => self.refuse(nonce, &held, refused, outgoing),
+            // The answer to Hello when nothing has changed.
+            Verdict::Same => {
+                self.link.confirm();
+                ack(outgoing, nonce, revision, Vec::new())
+            }
+            Verdict::Refuse(refused) => self.refuse(nonce, held, refused, outgoing),
+            Verdict::Resync(misfit) => {
+                self.link.messages.resyncs.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(reason = %misfit, "a change from the control plane does not fit; asking for all of it");
+                answer(outgoing, dp_msg::Msg::Resync(v1::Resync { nonce, reason: misfit.to_string() }))
+            }
+            Verdict::Ignore => Ok(()),
         }
     }
 
@@ -323,9 +304,10 @@ impl Client {
         let snapshot = Arc::new(snapshot);
         let worth = (snapshot.key(), snapshot.primary, snapshot.config_revision)
             != (before.key(), before.primary, before.config_revision);
-        let hash_changed = self.keep.borrow().as_ref().map(|(_, hash)| hash) != Some(&self.held_hash);
+        let hash = self.mirror.sha256();
+        let hash_changed = self.keep.borrow().as_ref().map(|(_, kept)| kept.as_slice()) != Some(hash);
         if worth || hash_changed {
-            self.keep.send_replace(Some((Arc::clone(&snapshot), self.held_hash.clone())));
+            self.keep.send_replace(Some((Arc::clone(&snapshot), hash.to_vec())));
         }
         self.publish.send_replace(snapshot);
         self.link.confirm();
@@ -338,7 +320,7 @@ impl Client {
     }
 
     fn agrees(&self, beat: &v1::Heartbeat) -> bool {
-        let agrees = beat.sha256 == self.held_hash && beat.revision == self.publish.borrow().revision;
+        let agrees = beat.sha256 == self.mirror.sha256() && beat.revision == self.publish.borrow().revision;
         if agrees {
             self.link.confirm();
         }
@@ -350,13 +332,16 @@ fn message(msg: dp_msg::Msg) -> v1::DpMsg {
     v1::DpMsg { msg: Some(msg) }
 }
 
-/// Acknowledges. If even that does not fit, the stream is stuck and must be made anew.
+/// Acknowledges.
 fn ack(outgoing: &Outgoing, nonce: u64, revision: u64, rejected: Vec<Refused>) -> Result<(), Status> {
     let rejected =
         rejected.into_iter().map(|Refused { name, reason }| v1::Rejected { name, reason }).collect();
-    let ack = v1::Ack { nonce, revision, rejected };
-    let stuck = |_| Status::unavailable("it takes no messages");
-    outgoing.try_send(message(dp_msg::Msg::Ack(ack))).map_err(stuck)
+    answer(outgoing, dp_msg::Msg::Ack(v1::Ack { nonce, revision, rejected }))
+}
+
+/// If even an answer does not fit, the stream is stuck and must be made anew.
+fn answer(outgoing: &Outgoing, msg: dp_msg::Msg) -> Result<(), Status> {
+    outgoing.try_send(message(msg)).map_err(|_| Status::unavailable("it takes no messages"))
 }
 
 /// A token as a call carries it.

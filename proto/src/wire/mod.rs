@@ -3,12 +3,16 @@
 
 mod accept;
 mod check;
+mod delta;
+mod mirror;
 mod send;
 #[cfg(test)]
 mod tests;
 mod words;
 
 pub use accept::{Accepted, Refused, accept, accept_topology};
+pub use delta::{Changes, Configuration, Misfit, apply, diff};
+pub use mirror::{Mirror, Verdict};
 pub use send::{full, hash, ops, topology};
 pub use words::{
     evidence, evidence_kind, health, pool_mode, role, strategy, to_health, to_pool_mode, to_role,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
+use super::delta::Configuration;
 use super::v1::{self, resource::Body, settings, user};
 use super::words;
 use crate::model::{
@@ -16,13 +17,7 @@ use crate::model::{
 /// The whole snapshot. Holds the secrets of `[[users]]`.
 #[must_use]
 pub fn full(snapshot: &Snapshot, now: Instant) -> v1::Full {
-    let resources = resources(snapshot);
-    v1::Full {
-        config_revision: snapshot.config_revision,
-        sha256: hash(&resources),
-        resources,
-        topology: Some(topology(snapshot, now)),
-    }
+    Configuration::of(snapshot).full(topology(snapshot, now))
 }
 
 /// What is known about the nodes.
@@ -63,7 +58,8 @@ pub const fn ops(ops: NodeOps) -> v1::NodeOps {
     v1::NodeOps { drained, weight, paused, pool_size, reconnect }
 }
 
-fn resources(snapshot: &Snapshot) -> Vec<v1::Resource> {
+/// Settings, users, databases and nodes, in this order.
+pub(super) fn resources(snapshot: &Snapshot) -> Vec<v1::Resource> {
     let Settings { users, databases, .. } = snapshot.settings.as_ref();
     let resource = |name: String, body| v1::Resource { name, body: Some(body) };
     let first = resource("settings".to_owned(), Body::Settings(general(snapshot)));

@@ -295,3 +295,41 @@ fn no_reason_quotes_a_secret() {
     let accepted = accept(rehashed(sent), None, now).unwrap();
     assert!(!format!("{accepted:?}").contains("cret"), "{accepted:?}");
 }
+
+/// A delta from one snapshot to another.
+fn delta(from: &Snapshot, to: &Snapshot, now: Instant) -> v1::Delta {
+    let delta = Configuration::of(to).delta(&Configuration::of(from)).unwrap();
+    v1::Delta { topology: Some(topology(to, now)), ..delta }
+}
+
+fn taken(verdict: Verdict) -> Snapshot {
+    let Verdict::Take(accepted) = verdict else { panic!("not taken") };
+    assert_eq!(accepted.rejected, []);
+    accepted.snapshot
+}
+
+#[test]
+fn a_mirror_takes_deltas_and_after_one_that_does_not_fit_only_everything() {
+    let now = Instant::now();
+    let first = snapshot(now);
+    let mut drained = Snapshot { revision: 41, ..first.clone() };
+    drained.nodes[0].ops.paused = true;
+    let mut last = Snapshot { revision: 42, config_revision: 4, ..drained.clone() };
+    last.nodes.truncate(1);
+    last.primary = None;
+    let mut mirror = Mirror::new(hash(&full(&first, now).resources));
+    assert!(
+        matches!(mirror.delta(delta(&first, &drained, now), &first, now), Verdict::Resync(Misfit::Base)),
+        "the hash is of an earlier life: what it stands for has not been sent"
+    );
+    assert!(matches!(mirror.topology(&topology(&drained, now), &first, now), Verdict::Ignore));
+    assert!(matches!(mirror.full(full(&first, now), &first, now), Verdict::Same));
+    same(&taken(mirror.delta(delta(&first, &drained, now), &first, now)), &drained);
+    let again = mirror.delta(delta(&first, &drained, now), &drained, now);
+    assert!(matches!(again, Verdict::Resync(Misfit::Base)));
+    assert!(matches!(mirror.delta(delta(&drained, &last, now), &drained, now), Verdict::Ignore));
+    same(&taken(mirror.full(full(&last, now), &drained, now)), &last);
+    assert_eq!(mirror.sha256(), Configuration::of(&last).sha256);
+    let next = Snapshot { revision: 43, ..drained };
+    same(&taken(mirror.delta(delta(&last, &next, now), &last, now)), &next);
+}

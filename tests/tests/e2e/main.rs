@@ -5,6 +5,7 @@
 mod admin;
 mod budget;
 mod control;
+mod deltas;
 mod docs;
 mod drivers;
 mod encodings;
