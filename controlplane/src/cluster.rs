@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use crate::health::{Facts, Failure, FailureKind, Reply};
 use crate::lag::Ring;
 use crate::member::{Member, Outline, shown};
-use crate::primary::{self, Claim, Decision, Doubt, Known};
+use crate::primary::{self, Claim, Decision, Doubt, Known, Quarantine};
 use crate::store::Latch;
 
 /// Positions of two nodes are compared only if they were read within this time of each other.
@@ -252,6 +252,7 @@ impl Cluster {
             warn!(node = %member.state.node.name, error = %failure.text, "probe is misconfigured");
         }
         member.observe(outcome, &self.spec.health, now);
+        member.count_behind(self.key.timeline, now);
         let name = &member.state.node.name;
         match (was, member.verdict.health()) {
             (Health::Unknown | Health::Down, Health::Up) => info!(node = %name, "node is up"),
@@ -344,7 +345,8 @@ impl Cluster {
 
     /// Decides anew who is the primary, and brings every node's role, health and hunting up to date.
     fn settle(&mut self, now: Instant) {
-        let claims: Vec<Claim<'_>> = self.members.iter().map(Member::claim).collect();
+        let threshold = self.spec.health.failure_threshold;
+        let claims: Vec<Claim<'_>> = self.members.iter().map(|member| member.claim(threshold)).collect();
         self.looked |= claims.iter().all(|claim| claim.role == Role::Replica || claim.probed);
         let known = Known {
             primary: self.index_of_last_primary(),
@@ -364,7 +366,7 @@ impl Cluster {
             self.key.timeline = self.key.timeline.max(facts.timeline);
         }
         let known = Known { system: self.system, timeline: self.key.timeline, ..known };
-        let unused: Vec<_> = claims
+        let mut unused: Vec<_> = claims
             .iter()
             .enumerate()
             .zip(&self.members)
@@ -373,6 +375,10 @@ impl Cluster {
                 primary::quarantine(i, claim, &known, &decision).or_else(kept)
             })
             .collect();
+        let behind = primary::left_behind(&claims, &decision, &unused);
+        for (unused, _) in unused.iter_mut().zip(behind).filter(|(_, behind)| *behind) {
+            *unused = unused.or(Some(Quarantine::LeftBehind));
+        }
         self.take(&decision);
         let in_force = self.primary.and_then(|i| self.members.get(i));
         // A primary in doubt: the next one is sought before the verdict is spoken.

@@ -19,6 +19,8 @@ pub(crate) struct Claim<'a> {
     pub hot_standby: Option<bool>,
     /// It was quarantined, and no probe has seen it otherwise since.
     pub barred: bool,
+    /// A standby that probe after probe was seen on an older timeline than that of the last primary.
+    pub left_behind: bool,
 }
 
 /// What was decided before; never forgotten while the process lives and a node remains.
@@ -63,6 +65,8 @@ pub(crate) enum Quarantine {
     WritableReplica,
     OldTimeline,
     SecondWriter,
+    /// A standby that does not follow the primary's timeline.
+    LeftBehind,
 }
 
 /// Decides. `asks` says whether probes log in, so that facts can be expected.
@@ -154,8 +158,29 @@ pub(crate) fn quarantine(
         .then_some(Quarantine::SecondWriter)
 }
 
+/// Standbys whose data grow old, since they were left behind by a promotion: not used as long as somebody else can serve
+/// reads, the primary or a standby that follows. `unused`: what else speaks against each node.
+pub(crate) fn left_behind(
+    claims: &[Claim<'_>],
+    decision: &Decision,
+    unused: &[Option<Quarantine>],
+) -> Vec<bool> {
+    let stands_by = |claim: &Claim<'_>| !claim.down && claim.hot_standby != Some(false);
+    let mut others = claims.iter().zip(unused).filter(|(claim, unused)| {
+        stands_by(claim) && claim.probed && !claim.left_behind && unused.is_none()
+    });
+    let served = matches!(decision, Decision::Primary(_)) || others.next().is_some();
+    claims.iter().map(|claim| served && claim.left_behind && claim.hot_standby == Some(true)).collect()
+}
+
 impl Quarantine {
-    const ALL: [Self; 4] = [Self::OtherCluster, Self::WritableReplica, Self::OldTimeline, Self::SecondWriter];
+    const ALL: [Self; 5] = [
+        Self::OtherCluster,
+        Self::WritableReplica,
+        Self::OldTimeline,
+        Self::SecondWriter,
+        Self::LeftBehind,
+    ];
 
     /// What [`words`](Self::words) says, back again.
     pub fn from_words(words: &str) -> Option<Self> {
@@ -169,6 +194,9 @@ impl Quarantine {
             Self::WritableReplica => "not used: it takes writes but is configured as a replica",
             Self::OldTimeline => "not used: it takes writes on an old timeline",
             Self::SecondWriter => "not used: it takes writes but is not the primary",
+            Self::LeftBehind => {
+                "not used: it follows an old timeline, not that of the primary; point it at the primary"
+            }
         }
     }
 }
@@ -180,12 +208,12 @@ mod tests {
     const OURS: u64 = 7;
 
     fn facts(in_recovery: bool, timeline: u32) -> Facts {
-        Facts { in_recovery, system: OURS, timeline, wal: Some(1), replayed: Some(1) }
+        Facts { in_recovery, system: OURS, timeline, follows: None, streams: false, wal: Some(1), replayed: Some(1) }
     }
 
     /// `P1` configured primary writable on timeline 1, `Sr` standby in recovery, `R` replica; without facts:
     /// `?` nothing known, `w` evidence of writable, `h` evidence of hot standby, `x` down, `n` not probed;
-    /// `!` after a timeline: another system.
+    /// `b` a standby left behind; `!` after a timeline: another system.
     fn decided(nodes: &str, known: Known, asks: bool) -> (Decision, Vec<Option<Quarantine>>) {
         let parsed: Vec<(Role, char, Option<Facts>)> = nodes
             .split(' ')
@@ -198,7 +226,7 @@ mod tests {
                 };
                 let what = chars.next().expect("a state");
                 let mut seen = match what {
-                    'r' => Some(facts(true, 0)),
+                    'r' | 'b' => Some(facts(true, 0)),
                     digit => digit.to_digit(10).map(|timeline| facts(false, timeline)),
                 };
                 if let (Some('!'), Some(facts)) = (chars.next(), seen.as_mut()) {
@@ -220,12 +248,17 @@ mod tests {
                     _ => facts.as_ref().map(|facts| facts.in_recovery),
                 },
                 barred: false,
+                left_behind: *what == 'b',
             })
             .collect();
         let decision = decide(&claims, &known, asks);
         let after = if known.system.is_none() { Known { system: Some(OURS), ..known } } else { known };
-        let unused =
+        let mut unused: Vec<_> =
             claims.iter().enumerate().map(|(i, claim)| quarantine(i, claim, &after, &decision)).collect();
+        let behind = left_behind(&claims, &decision, &unused);
+        for (unused, _) in unused.iter_mut().zip(behind).filter(|(_, behind)| *behind) {
+            *unused = unused.or(Some(Quarantine::LeftBehind));
+        }
         (decision, unused)
     }
 
@@ -299,6 +332,24 @@ mod tests {
             ("S? S?", nothing, Nobody(NoneFit)),
         ] {
             assert_eq!(decided(nodes, known, false).0, expected, "{nodes} {known:?}");
+        }
+    }
+
+    #[test]
+    fn standbys_left_behind_are_not_used_while_somebody_else_can_serve() {
+        use Quarantine::{LeftBehind, OldTimeline};
+        for (nodes, known, expected) in [
+            ("P2 Sr Rb", known(0, 2), vec![None, None, Some(LeftBehind)]),
+            ("P2 Sb Rb", known(0, 2), vec![None, Some(LeftBehind), Some(LeftBehind)]),
+            ("P1 S2 Rb", known(1, 2), vec![Some(OldTimeline), None, Some(LeftBehind)]),
+            // Nobody takes writes: reads stay at those that follow, and if there is none, at those that do not.
+            ("Px Sr Rb", known(0, 2), vec![None, None, Some(LeftBehind)]),
+            ("Px Sb Rb", known(0, 2), vec![None, None, None]),
+            ("Px Sx Rb", known(0, 2), vec![None, None, None]),
+            ("Px Sn Rb", known(0, 2), vec![None, None, None]),
+            ("P1 Sr! Rb", known(1, 2), vec![Some(OldTimeline), Some(Quarantine::OtherCluster), None]),
+        ] {
+            assert_eq!(decided(nodes, known, true).1, expected, "{nodes}");
         }
     }
 

@@ -53,6 +53,8 @@ struct Arbiter {
     seen: [Option<Facts>; 4],
     /// On an old timeline when last looked at, and not seen to follow since.
     zombies: [bool; 4],
+    /// Looks in a row at a standby on an old timeline.
+    behind: [u32; 4],
     key: TopologyKey,
 }
 
@@ -76,24 +78,27 @@ fn look(server: &Server) -> Outcome {
     if full {
         return failure(FailureKind::Full);
     }
-    let timeline = if in_recovery { 0 } else { timeline };
-    let facts = Facts { in_recovery, system, timeline, wal: Some(1), replayed: None };
+    let (timeline, follows) = if in_recovery { (0, Some(timeline)) } else { (timeline, None) };
+    let facts = Facts { in_recovery, system, timeline, follows, streams: in_recovery, wal: Some(1), replayed: None };
     Ok(Reply { latency: Duration::from_millis(1), facts: Some(facts) })
 }
 
 impl Arbiter {
     fn new(cluster: Cluster) -> Self {
         let key = cluster.key();
-        Self { cluster, seen: [None; 4], zombies: [false; 4], key }
+        Self { cluster, seen: [None; 4], zombies: [false; 4], behind: [0; 4], key }
     }
 
     fn probed(&mut self, node: &Arc<Node>, at: usize, outcome: &Outcome, now: Instant) {
         if let Ok(Reply { facts, .. }) = outcome {
             self.seen[at] = *facts;
+            let follows = facts.and_then(|facts| facts.follows);
+            let behind = follows.is_some_and(|follows| follows < self.cluster.key().timeline);
+            self.behind[at] = if behind { self.behind[at] + 1 } else { 0 };
         }
         self.apply(Event::Probed { node: Arc::clone(node), outcome: outcome.clone() }, now);
         if self.cluster.members[at].verdict.health() == Health::Down {
-            self.seen[at] = None;
+            (self.seen[at], self.behind[at]) = (None, 0);
         }
     }
 
@@ -140,7 +145,15 @@ impl Arbiter {
         for i in 0..4 {
             let health = cluster.members[i].state.health;
             assert!(!self.zombies[i] || health == Health::Down, "a zombie is in use");
+            let old = self.behind[i] >= cluster.spec.health.failure_threshold && cluster.primary.is_some();
+            assert!(!old || health == Health::Down, "old data are read though there is a primary");
         }
+        let all = || cluster.members.iter();
+        let served = all().any(|member| member.state.health != Health::Down);
+        let ours = |m: &Member| m.facts.is_some_and(|facts| Some(facts.system) == cluster.system);
+        let stands_by = |m: &Member| m.verdict.health() == Health::Up && m.hot_standby == Some(true);
+        let could = all().any(|member| stands_by(member) && ours(member));
+        assert!(served || !could, "reads have nowhere to go");
     }
 }
 

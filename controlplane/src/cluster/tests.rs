@@ -53,12 +53,22 @@ impl Stage {
 
     /// A writable node on this timeline and WAL position.
     fn writes(&mut self, node: usize, timeline: u32, wal: u64) -> Change {
-        let facts = Facts { in_recovery: false, system: 7, timeline, wal: Some(wal), replayed: None };
+        let facts = Facts { in_recovery: false, system: 7, timeline, follows: None, streams: false, wal: Some(wal), replayed: None };
         self.outcome(node, Ok(Reply { latency: Duration::from_millis(1), facts: Some(facts) }))
     }
 
     fn replays(&mut self, node: usize, wal: u64) -> Change {
-        let facts = Facts { in_recovery: true, system: 7, timeline: 0, wal: Some(wal), replayed: Some(wal) };
+        self.follows(node, None, wal)
+    }
+
+    /// A standby on this timeline and WAL position.
+    fn follows(&mut self, node: usize, follows: Option<u32>, wal: u64) -> Change {
+        self.stands_by(node, (follows, true), wal)
+    }
+
+    fn stands_by(&mut self, node: usize, (follows, streams): (Option<u32>, bool), wal: u64) -> Change {
+        let (wal, replayed) = (Some(wal), Some(wal));
+        let facts = Facts { in_recovery: true, system: 7, timeline: 0, follows, streams, wal, replayed };
         self.outcome(node, Ok(Reply { latency: Duration::from_millis(1), facts: Some(facts) }))
     }
 
@@ -210,6 +220,43 @@ fn two_writers_on_one_timeline_stop_writes_until_one_gives_in() {
     assert_eq!(stage.primary(), None);
     stage.replays(1, 100);
     assert_eq!((stage.primary(), stage.cluster.key().epoch), (Some("primary"), 1));
+}
+
+#[test]
+fn a_standby_left_behind_by_a_promotion_is_not_used_until_it_follows() {
+    let mut stage = Stage::new(&format!("{LOGIN}{THREE}"));
+    let why = "not used: it follows an old timeline, not that of the primary; point it at the primary";
+    stage.writes(0, 1, 100);
+    stage.follows(1, Some(1), 100);
+    stage.follows(2, Some(1), 100);
+    stage.writes(1, 2, 110);
+    assert_eq!(stage.primary(), Some("standby"));
+    for _ in 0..2 {
+        stage.follows(2, Some(1), 100);
+        assert_eq!(stage.state(2).health, Health::Up, "it may be about to follow");
+    }
+    assert_eq!(stage.follows(2, Some(1), 100), Change::State);
+    assert_eq!((stage.state(2).health, stage.state(2).last_error.as_deref()), (Health::Down, Some(why)));
+    // Nobody else can serve reads: old data are better than none.
+    stage.goes_down(0);
+    stage.goes_down(1);
+    assert_eq!((stage.primary(), stage.state(2).health), (None, Health::Up));
+    stage.writes(1, 2, 120);
+    stage.writes(1, 2, 120);
+    assert_eq!((stage.primary(), stage.state(2).health), (Some("standby"), Health::Down));
+    assert_eq!(stage.follows(2, Some(2), 130), Change::State);
+    assert_eq!((stage.state(2).health, stage.state(2).last_error.as_deref()), (Health::Up, None));
+    // Without a receiver the server may know less than was seen before.
+    for _ in 0..5 {
+        stage.stands_by(2, (Some(1), false), 130);
+    }
+    assert_eq!(stage.state(2).health, Health::Up);
+    // A login that may not see it accuses nobody.
+    stage.goes_down(2);
+    for _ in 0..5 {
+        stage.replays(2, 130);
+    }
+    assert_eq!(stage.state(2).health, Health::Up);
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod faults;
 mod harness;
 mod heliosctl;
 mod leaks;
+mod left_behind;
 mod login;
 mod lost;
 mod partitions;
