@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use helios_proto::model::{
-    Evidence, Health, Hold, HoldOrder, Node, NodeName, NodeState, Role, Snapshot, Spec, TopologyKey,
+    Authority, Evidence, Health, Hold, HoldOrder, Node, NodeName, NodeState, Role, Snapshot, Spec,
+    TopologyKey,
 };
 use tracing::{error, info, warn};
 
+use crate::authority::{Told, Word};
 use crate::health::{Facts, Failure, FailureKind, Reply};
 use crate::lag::Ring;
 use crate::member::{Member, Outline, shown};
-use crate::primary::{self, Claim, Decision, Doubt, Known, Quarantine};
+use crate::primary::{self, Claim, Decision, Doubt, Known, Lock, Quarantine};
 use crate::store::Latch;
 
 /// Positions of two nodes are compared only if they were read within this time of each other.
@@ -31,6 +33,8 @@ pub(crate) enum Event {
     Held(Held),
     /// The store, which other control planes write as well, holds this.
     Latched(Latch),
+    /// The authority outside was asked then, and this came of it.
+    Told { asked: Instant, told: Told },
 }
 
 /// What a data plane holds of the topology.
@@ -74,6 +78,10 @@ pub(crate) struct Cluster {
     hold: Option<Hold>,
     /// The order that it comes from, or came from.
     obeyed: Option<HoldOrder>,
+    /// What the authority outside has said, where the configuration has one.
+    word: Word,
+    /// The pause between two questions to it if it should be asked often.
+    asked_often: Option<Duration>,
 }
 
 impl Cluster {
@@ -93,6 +101,8 @@ impl Cluster {
             ring: Ring::default(),
             hold: None,
             obeyed: None,
+            word: Word::default(),
+            asked_often: None,
         };
         let now = Instant::now();
         cluster.obey_hold(now);
@@ -121,6 +131,8 @@ impl Cluster {
             ring: Ring::default(),
             hold: snapshot.hold.clone(),
             obeyed: None,
+            word: Word::default(),
+            asked_often: None,
         };
         if snapshot.primary.is_none() {
             // Why there was none is not known here: everybody has to be asked first.
@@ -159,6 +171,11 @@ impl Cluster {
         self.hold.as_ref()
     }
 
+    /// What the authority outside has said; `None`: the configuration has none.
+    pub fn authority(&self) -> Option<Authority> {
+        self.spec.health.patroni.as_ref().map(|_| self.word.shown())
+    }
+
     /// The nodes in configuration order, as data planes see them.
     pub fn states(&self) -> impl Iterator<Item = &NodeState> {
         self.members.iter().map(|member| &member.state)
@@ -185,6 +202,12 @@ impl Cluster {
                 self.obey(&latch);
                 (Change::Nothing, None)
             }
+            Event::Told { asked, told } => {
+                if self.spec.health.patroni.is_some() {
+                    self.word.hear(asked, told);
+                }
+                (Change::Nothing, None)
+            }
         };
         self.settle(now);
         if let Some(index) = probed {
@@ -196,6 +219,11 @@ impl Cluster {
     /// The pause between two probes of each node that should be probed often now, in configuration order.
     pub fn hunted(&self) -> impl Iterator<Item = Option<Duration>> {
         self.members.iter().map(|member| member.hunted)
+    }
+
+    /// The pause between two questions to the authority outside if it should be asked often now.
+    pub const fn asked_often(&self) -> Option<Duration> {
+        self.asked_often
     }
 
     /// Takes over what a data plane knows of the topology, if that is newer. It is believed about what has been, not
@@ -236,8 +264,8 @@ impl Cluster {
         self.last_primary = latch.primary.as_deref().map(NodeName::new);
     }
 
-    fn outline(&self) -> (Option<usize>, TopologyKey, Vec<Outline>) {
-        (self.primary, self.key, self.members.iter().map(Member::outline).collect())
+    fn outline(&self) -> (Option<usize>, TopologyKey, Vec<Outline>, Option<Authority>) {
+        (self.primary, self.key, self.members.iter().map(Member::outline).collect(), self.authority())
     }
 
     /// Takes a probe into account; the index of its node, `None` if it is not this cluster's any more.
@@ -251,7 +279,12 @@ impl Cluster {
         {
             warn!(node = %member.state.node.name, error = %failure.text, "probe is misconfigured");
         }
+        let wrote = member.takes_writes();
         member.observe(outcome, &self.spec.health, now);
+        if !wrote && member.takes_writes() && self.primary != Some(index) {
+            // Who was promoted meanwhile may hold the lock.
+            self.word.doubt(now);
+        }
         member.count_behind(self.key.timeline, now);
         let name = &member.state.node.name;
         match (was, member.verdict.health()) {
@@ -296,6 +329,9 @@ impl Cluster {
     fn reload(&mut self, spec: Spec, now: Instant) -> Change {
         if spec == self.spec {
             return Change::Nothing;
+        }
+        if spec.health.patroni != self.spec.health.patroni {
+            self.word = Word::default();
         }
         let forget = spec.health.credential.is_none() && self.spec.health.credential.is_some();
         let mut old = std::mem::take(&mut self.members);
@@ -347,8 +383,11 @@ impl Cluster {
     fn settle(&mut self, now: Instant) {
         let threshold = self.spec.health.failure_threshold;
         let claims: Vec<Claim<'_>> = self.members.iter().map(|member| member.claim(threshold)).collect();
-        self.looked |= claims.iter().all(|claim| claim.role == Role::Replica || claim.probed);
+        let lock = self.lock();
+        let probed = claims.iter().all(|claim| claim.role == Role::Replica || claim.probed);
+        self.looked |= probed && lock != Lock::Unheard;
         let known = Known {
+            lock,
             primary: self.index_of_last_primary(),
             system: self.system,
             timeline: self.key.timeline,
@@ -384,10 +423,21 @@ impl Cluster {
         // A primary in doubt: the next one is sought before the verdict is spoken.
         let seek = in_force.is_none_or(Member::is_doubted);
         let superseded = self.primary.is_some();
+        self.asked_often =
+            if self.spec.health.patroni.is_some() { self.word.hunted(seek, now) } else { None };
         for (i, (member, unused)) in self.members.iter_mut().zip(unused).enumerate() {
             member.settle(self.primary == Some(i), superseded, unused, now);
             member.settle_hunt(seek, now);
         }
+    }
+
+    /// What the authority outside says of the nodes.
+    fn lock(&self) -> Lock {
+        if self.spec.health.patroni.is_none() {
+            return Lock::None;
+        }
+        let nodes: Vec<&Node> = self.members.iter().map(|member| member.state.node.as_ref()).collect();
+        self.word.lock(&nodes)
     }
 
     /// Makes the decision the one in force.
@@ -449,6 +499,14 @@ fn log_doubt(doubt: Doubt) {
     match doubt {
         Doubt::Waiting => {}
         Doubt::NoneFit => warn!("no primary: no node qualifies, writes wait"),
+        Doubt::LockFree => warn!("no primary: no node holds Patroni's leader lock, writes wait"),
+        Doubt::Contradicted => {
+            warn!(
+                "no primary: the node that holds Patroni's leader lock is in recovery, on an old timeline, of another \
+                 cluster, or configured as a replica; writes wait"
+            );
+        }
+        Doubt::NoWord => error!("no primary: Patroni has to say who it is and does not answer, writes wait"),
         Doubt::Split => error!("no primary: several nodes take writes on the same timeline, writes wait"),
         Doubt::Unpromoted => {
             error!(

@@ -11,6 +11,7 @@ use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::authority::ask::Asker;
 use crate::cluster::{Change, Cluster, Event, Held};
 use crate::gate::{Gate, Pass};
 use crate::health::Task;
@@ -58,6 +59,8 @@ struct Coordinator {
     publisher: Publisher,
     gate: Gate,
     tasks: Vec<Task>,
+    /// Asks the authority outside, where the configuration has one.
+    asker: Option<Asker>,
     /// The health settings that the tasks were started with.
     health: HealthSettings,
     rounds: watch::Sender<u64>,
@@ -88,6 +91,7 @@ pub(crate) fn start(
         publisher,
         gate,
         tasks: Vec::new(),
+        asker: None,
         health,
         rounds,
         queue: queue.clone(),
@@ -95,6 +99,7 @@ pub(crate) fn start(
         tracker: tracker_of_tasks,
     };
     coordinator.start_tasks();
+    coordinator.start_asker();
     coordinator.gate.pass(&coordinator.cluster, Instant::now());
     tracker.spawn(coordinator.run(events, ordered));
     Handle { snapshots, events: Events { queue, orders }, leading, wanted }
@@ -169,6 +174,7 @@ impl Coordinator {
             Order::Reload(spec, answer) => {
                 self.handle(Event::Reload(spec));
                 self.start_tasks();
+                self.start_asker();
                 // Nobody may wait for the answer any more.
                 let open = self.gate.is_open();
                 let _ = answer.send(if open { self.publisher.revision() } else { self.publisher.next() });
@@ -206,6 +212,19 @@ impl Coordinator {
         for (task, pause) in self.tasks.iter().zip(self.cluster.hunted()) {
             task.hunt(pause);
         }
+        if let Some(asker) = &self.asker {
+            asker.hunt(self.cluster.asked_often());
+        }
+    }
+
+    /// One task that asks the authority outside, as long as the configuration has one.
+    fn start_asker(&mut self) {
+        let wanted = self.cluster.spec().health.patroni.as_ref();
+        if self.asker.as_ref().map(|asker| &asker.settings) == wanted {
+            return;
+        }
+        let wires = (&self.stop, &self.tracker);
+        self.asker = wanted.map(|settings| Asker::start(settings.clone(), self.queue.clone(), wires));
     }
 
     /// One probe task per node, in configuration order: starts the new ones, drops those without a node, and

@@ -102,6 +102,11 @@ impl Member {
         self.unused.filter(|why| self.facts.is_none() && *why != Quarantine::LeftBehind)
     }
 
+    /// Whether it was last seen to take writes.
+    pub fn takes_writes(&self) -> bool {
+        self.facts.is_some_and(|facts| !facts.in_recovery)
+    }
+
     /// Whether the last that was heard of it was bad.
     pub const fn is_doubted(&self) -> bool {
         self.suspect > 0 || !self.verdict.is_settled()

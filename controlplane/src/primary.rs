@@ -36,6 +36,26 @@ pub(crate) struct Known {
     pub looked: bool,
     /// The last decision was that several nodes, or a copy, take writes: without facts nobody is believed.
     pub contested: bool,
+    /// What an authority outside says.
+    pub lock: Lock,
+}
+
+/// What an authority outside says of who may take writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Lock {
+    /// There is no such authority: probes decide.
+    #[default]
+    None,
+    /// It has not answered yet.
+    Unheard,
+    /// It does not answer, and never has in this life.
+    Unknown,
+    /// It does not answer, or what it said last may be out of date: this node, or none of them.
+    Stale(Option<usize>),
+    /// Nobody may, or somebody who is none of the nodes.
+    Free,
+    /// This node may, and no other.
+    Held(usize),
 }
 
 /// The answer.
@@ -56,6 +76,12 @@ pub(crate) enum Doubt {
     Split,
     /// A node takes writes on the old primary's timeline: it was not promoted but copied.
     Unpromoted,
+    /// The authority outside names nobody, or none of the nodes.
+    LockFree,
+    /// What the node that the authority names shows speaks against it.
+    Contradicted,
+    /// The authority does not answer, and the last primary is not fit or not the only one.
+    NoWord,
 }
 
 /// Why a node that answers is not used all the same.
@@ -67,11 +93,21 @@ pub(crate) enum Quarantine {
     SecondWriter,
     /// A standby that does not follow the primary's timeline.
     LeftBehind,
+    /// It takes writes, and the authority outside says that it may not.
+    NoLock,
 }
 
 /// Decides. `asks` says whether probes log in, so that facts can be expected.
 pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decision {
     let waiting = claims.iter().any(|claim| claim.role != Role::Replica && !claim.probed);
+    match known.lock {
+        Lock::None => {}
+        Lock::Unheard if !known.looked => return Decision::Nobody(Doubt::Waiting),
+        Lock::Unheard | Lock::Unknown => return kept(claims, known, known.primary),
+        Lock::Stale(last) => return kept(claims, known, known.primary.filter(|own| Some(*own) == last)),
+        Lock::Free => return Decision::Nobody(Doubt::LockFree),
+        Lock::Held(index) => return held(claims, known, index),
+    }
     if asks && !known.looked && waiting {
         return Decision::Nobody(Doubt::Waiting);
     }
@@ -97,6 +133,42 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
         return Decision::Nobody(Doubt::Unpromoted);
     }
     Decision::Primary(*best)
+}
+
+/// The node that holds the lock, unless what it shows speaks against it. Who was not the primary has to show itself.
+fn held(claims: &[Claim<'_>], known: &Known, index: usize) -> Decision {
+    let Some(claim) = claims.get(index) else { return Decision::Nobody(Doubt::LockFree) };
+    if claim.down {
+        return Decision::Nobody(Doubt::NoneFit);
+    }
+    let fits = match claim.facts {
+        _ if claim.role == Role::Replica => false,
+        Some(facts) => takes_writes(facts, known),
+        None if known.primary != Some(index) => return Decision::Nobody(Doubt::NoneFit),
+        None => claim.hot_standby != Some(true) && !claim.barred,
+    };
+    if fits { Decision::Primary(index) } else { Decision::Nobody(Doubt::Contradicted) }
+}
+
+/// Without the authority's word: the last primary, if it may go on at all, does so as long as nobody else looks as if it
+/// had been promoted.
+fn kept(claims: &[Claim<'_>], known: &Known, primary: Option<usize>) -> Decision {
+    let Some(index) = primary else { return Decision::Nobody(Doubt::NoWord) };
+    let own = claims.get(index).and_then(|claim| claim.facts).map_or(known.timeline, |facts| facts.timeline);
+    let rival = claims.iter().enumerate().any(|(i, claim)| {
+        let facts = claim.facts.filter(|facts| takes_writes(facts, known) && facts.timeline >= own);
+        i != index && !claim.down && facts.is_some()
+    });
+    match held(claims, known, index) {
+        Decision::Primary(_) if !rival => Decision::Primary(index),
+        Decision::Primary(_) | Decision::Nobody(_) => Decision::Nobody(Doubt::NoWord),
+    }
+}
+
+/// Not in recovery, of this cluster, and not on an older timeline.
+fn takes_writes(facts: &Facts, known: &Known) -> bool {
+    let ours = known.system.is_none_or(|system| facts.system == system);
+    ours && !facts.in_recovery && facts.timeline >= known.timeline
 }
 
 /// Without facts: the last or configured primary until it fails or reports itself a standby; then the one
@@ -154,6 +226,9 @@ pub(crate) fn quarantine(
     if claim.facts.is_some_and(|facts| facts.timeline < known.timeline) {
         return Some(Quarantine::OldTimeline);
     }
+    if known.lock == Lock::Free || matches!(known.lock, Lock::Held(holder) if holder != index) {
+        return Some(Quarantine::NoLock);
+    }
     matches!(decision, Decision::Primary(_) | Decision::Nobody(Doubt::Unpromoted))
         .then_some(Quarantine::SecondWriter)
 }
@@ -166,20 +241,22 @@ pub(crate) fn left_behind(
     unused: &[Option<Quarantine>],
 ) -> Vec<bool> {
     let stands_by = |claim: &Claim<'_>| !claim.down && claim.hot_standby != Some(false);
-    let mut others = claims.iter().zip(unused).filter(|(claim, unused)| {
-        stands_by(claim) && claim.probed && !claim.left_behind && unused.is_none()
-    });
+    let mut others = claims
+        .iter()
+        .zip(unused)
+        .filter(|(claim, unused)| stands_by(claim) && claim.probed && !claim.left_behind && unused.is_none());
     let served = matches!(decision, Decision::Primary(_)) || others.next().is_some();
     claims.iter().map(|claim| served && claim.left_behind && claim.hot_standby == Some(true)).collect()
 }
 
 impl Quarantine {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::OtherCluster,
         Self::WritableReplica,
         Self::OldTimeline,
         Self::SecondWriter,
         Self::LeftBehind,
+        Self::NoLock,
     ];
 
     /// What [`words`](Self::words) says, back again.
@@ -194,6 +271,7 @@ impl Quarantine {
             Self::WritableReplica => "not used: it takes writes but is configured as a replica",
             Self::OldTimeline => "not used: it takes writes on an old timeline",
             Self::SecondWriter => "not used: it takes writes but is not the primary",
+            Self::NoLock => "not used: it takes writes but does not hold Patroni's leader lock",
             Self::LeftBehind => {
                 "not used: it follows an old timeline, not that of the primary; point it at the primary"
             }
@@ -208,7 +286,15 @@ mod tests {
     const OURS: u64 = 7;
 
     fn facts(in_recovery: bool, timeline: u32) -> Facts {
-        Facts { in_recovery, system: OURS, timeline, follows: None, streams: false, wal: Some(1), replayed: Some(1) }
+        Facts {
+            in_recovery,
+            system: OURS,
+            timeline,
+            follows: None,
+            streams: false,
+            wal: Some(1),
+            replayed: Some(1),
+        }
     }
 
     /// `P1` configured primary writable on timeline 1, `Sr` standby in recovery, `R` replica; without facts:
@@ -263,7 +349,8 @@ mod tests {
     }
 
     const fn known(primary: usize, timeline: u32) -> Known {
-        Known { primary: Some(primary), system: Some(OURS), timeline, looked: true, contested: false }
+        let lock = Lock::None;
+        Known { primary: Some(primary), system: Some(OURS), timeline, looked: true, contested: false, lock }
     }
 
     #[test]
@@ -303,6 +390,70 @@ mod tests {
     }
 
     #[test]
+    fn where_an_authority_has_the_say_only_its_holder_may_be_the_primary() {
+        use Decision::{Nobody, Primary};
+        use Doubt::{Contradicted, LockFree, NoWord, NoneFit, Waiting};
+        use Lock::{Free, Held, Stale, Unheard, Unknown};
+        let nothing = Known::default();
+        for (nodes, before, lock, expected) in [
+            ("P1 Sr Rr", nothing, Held(0), Primary(0)),
+            ("P1 Sn Rn", nothing, Held(0), Primary(0)),
+            ("P1 Sr Rr", nothing, Held(1), Nobody(Contradicted)),
+            ("P1 S2 Rr", known(0, 1), Held(0), Primary(0)),
+            ("P1 S2 Rr", known(0, 1), Held(1), Primary(1)),
+            ("P1 S2 Rr", known(1, 2), Held(0), Nobody(Contradicted)),
+            // What nothing else tells apart, it does.
+            ("P1 S1", known(0, 1), Held(0), Primary(0)),
+            ("Px S2 S2", known(0, 1), Held(2), Primary(2)),
+            ("Px S1", known(0, 1), Held(1), Primary(1)),
+            ("Px Sr", known(0, 1), Held(0), Nobody(NoneFit)),
+            ("Px Sr R2", known(0, 1), Held(2), Nobody(Contradicted)),
+            ("P1 S2!", known(0, 1), Held(1), Nobody(Contradicted)),
+            ("P? Sr", known(0, 1), Held(0), Primary(0)),
+            ("Ph Sr", known(0, 1), Held(0), Nobody(Contradicted)),
+            ("P? S?", known(0, 1), Held(1), Nobody(NoneFit)),
+            ("P1 Sr", known(0, 1), Held(9), Nobody(LockFree)),
+            ("P1 Sr", known(0, 1), Free, Nobody(LockFree)),
+            ("P1 S2", known(0, 1), Free, Nobody(LockFree)),
+            // Without its word nobody is promoted, and a rival stops writes.
+            ("P1 Sr Rr", known(0, 1), Unknown, Primary(0)),
+            ("P? Sr Rr", known(0, 1), Unknown, Primary(0)),
+            ("P1 S2 Rr", known(0, 1), Unknown, Nobody(NoWord)),
+            ("P? S1 Rr", known(0, 1), Unknown, Nobody(NoWord)),
+            ("P2 S1 Rr", known(0, 2), Unknown, Primary(0)),
+            ("P1 S2! Rr", known(0, 1), Unknown, Primary(0)),
+            ("Px S2 Rr", known(0, 1), Unknown, Nobody(NoWord)),
+            ("Pr S2 Rr", known(0, 1), Unknown, Nobody(NoWord)),
+            ("P1 Sr Rr", nothing, Unknown, Nobody(NoWord)),
+            ("P1 Sr Rr", known(0, 1), Stale(Some(0)), Primary(0)),
+            ("P1 S2 Rr", known(0, 1), Stale(Some(0)), Nobody(NoWord)),
+            ("P1 Sr Rr", known(0, 1), Stale(Some(1)), Nobody(NoWord)),
+            ("P1 S2 Rr", known(0, 1), Stale(Some(1)), Nobody(NoWord)),
+            ("P1 Sr Rr", known(0, 1), Stale(None), Nobody(NoWord)),
+            ("P1 Sr Rr", nothing, Unheard, Nobody(Waiting)),
+            ("P1 Sr Rr", known(0, 1), Unheard, Primary(0)),
+        ] {
+            let known = Known { lock, ..before };
+            assert_eq!(decided(nodes, known, true).0, expected, "{nodes} {known:?}");
+        }
+    }
+
+    #[test]
+    fn a_writer_without_the_lock_is_not_used_once_that_is_certain() {
+        use Quarantine::{NoLock, OldTimeline, WritableReplica};
+        for (nodes, before, lock, expected) in [
+            ("P1 S2 Rr", known(0, 1), Lock::Held(0), vec![None, Some(NoLock), None]),
+            ("P1 Sr R2", known(0, 1), Lock::Held(1), vec![Some(NoLock), None, Some(WritableReplica)]),
+            ("P1 Sr Rr", known(0, 1), Lock::Free, vec![Some(NoLock), None, None]),
+            ("P1 S2 Rr", known(0, 1), Lock::Unknown, vec![None, None, None]),
+            ("P1 S2 Rr", known(1, 2), Lock::Unknown, vec![Some(OldTimeline), None, None]),
+        ] {
+            let known = Known { lock, ..before };
+            assert_eq!(decided(nodes, known, true).1, expected, "{nodes} {known:?}");
+        }
+    }
+
+    #[test]
     fn without_login_configuration_decides_amended_by_evidence() {
         use Decision::{Nobody, Primary};
         use Doubt::{NoneFit, Split};
@@ -313,6 +464,7 @@ mod tests {
             timeline: 0,
             looked: true,
             contested: false,
+            lock: Lock::None,
         };
         for (nodes, known, expected) in [
             ("Pn Sn", nothing, Primary(0)),

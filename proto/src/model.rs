@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -205,6 +206,23 @@ pub struct HealthSettings {
     pub success_threshold: u32,
     /// Login of the probe; `None`: the probe only checks that the server answers.
     pub credential: Option<ProbeCredential>,
+    /// `[topology] provider = "patroni"`: who may be the primary is Patroni's to say; `None`: the probes' alone.
+    pub patroni: Option<Patroni>,
+}
+
+/// Where Patroni is asked who holds its leader lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patroni {
+    /// `http://host:port` or `https://host:port` of each member's REST API; never empty.
+    pub endpoints: Vec<String>,
+    /// Pause between two questions while all is well.
+    pub interval: Duration,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+    /// PEM file of the authorities of the members' certificates; needed with https.
+    pub ca: Option<PathBuf>,
+    /// User and password for what changes something; never sent to a data plane.
+    pub login: Option<(String, Secret)>,
 }
 
 /// Login of the health probe.
@@ -343,6 +361,17 @@ pub struct Snapshot {
     pub primary: Option<usize>,
     /// A switchover is on its way.
     pub hold: Option<Hold>,
+    /// What is known of the authority that says who may be the primary; `None`: there is none but the probes.
+    pub authority: Option<Authority>,
+}
+
+/// What is known of an authority outside, such as Patroni.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Authority {
+    /// It answered when it was asked last.
+    pub up: bool,
+    /// Who may be the primary, by the authority's name for it, as heard last; `None`: nobody.
+    pub holder: Option<String>,
 }
 
 /// Which topology is newer, whoever found it out: compared in the order of the fields.
@@ -428,6 +457,7 @@ impl Default for HealthSettings {
             failure_threshold: 3,
             success_threshold: 2,
             credential: None,
+            patroni: None,
         }
     }
 }

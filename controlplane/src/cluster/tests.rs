@@ -53,7 +53,15 @@ impl Stage {
 
     /// A writable node on this timeline and WAL position.
     fn writes(&mut self, node: usize, timeline: u32, wal: u64) -> Change {
-        let facts = Facts { in_recovery: false, system: 7, timeline, follows: None, streams: false, wal: Some(wal), replayed: None };
+        let facts = Facts {
+            in_recovery: false,
+            system: 7,
+            timeline,
+            follows: None,
+            streams: false,
+            wal: Some(wal),
+            replayed: None,
+        };
         self.outcome(node, Ok(Reply { latency: Duration::from_millis(1), facts: Some(facts) }))
     }
 

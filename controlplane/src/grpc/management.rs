@@ -144,6 +144,9 @@ impl Management for Service {
             store_up: standing.up,
             control_planes: standing.members,
             leader: standing.leader.unwrap_or_default(),
+            provider: snapshot.authority.as_ref().map(|_| "patroni".to_owned()).unwrap_or_default(),
+            provider_up: snapshot.authority.as_ref().is_some_and(|authority| authority.up),
+            lock_holder: snapshot.authority.as_ref().and_then(|a| a.holder.clone()).unwrap_or_default(),
         }))
     }
 

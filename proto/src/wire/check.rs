@@ -1,16 +1,17 @@
 //! One resource from the wire to the model, or why not. The ranges are those of the configuration file: a control plane
 //! is not believed more than a file. No reason quotes a secret.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::v1::{self, settings, user};
 use super::words;
 use crate::config::keys::{Kind, Section};
-use crate::config::{bad_host, is_node_name, is_scram_verifier};
+use crate::config::{bad_host, is_node_name, is_scram_verifier, is_url};
 use crate::model::{
     AuthSettings, BalancerSettings, Database, HealthSettings, Limits, Node, NodeName, NodeOps, Overrides,
-    PoolSettings, ProbeCredential, ReadYourWrites, Secret, Settings, User, UserProof,
+    Patroni, PoolSettings, ProbeCredential, ReadYourWrites, Secret, Settings, User, UserProof,
 };
 
 type Checked<T> = Result<T, String>;
@@ -38,6 +39,7 @@ pub(super) fn health(sent: settings::Health) -> Checked<HealthSettings> {
         failure_threshold,
         success_threshold,
         credential,
+        patroni,
     } = sent;
     Ok(HealthSettings {
         check_interval: seconds(S, "check_interval_secs", check_interval_us)?,
@@ -45,6 +47,25 @@ pub(super) fn health(sent: settings::Health) -> Checked<HealthSettings> {
         failure_threshold: whole(S, "failure_threshold", failure_threshold)?,
         success_threshold: whole(S, "success_threshold", success_threshold)?,
         credential: credential.map(probe_credential).transpose()?,
+        patroni: patroni.map(self::patroni).transpose()?,
+    })
+}
+
+fn patroni(sent: settings::Patroni) -> Checked<Patroni> {
+    const S: Section = Section::Topology;
+    let settings::Patroni { endpoints, interval_us, timeout_us, ca_file } = sent;
+    if endpoints.is_empty() {
+        return Err("has no endpoint of Patroni".to_owned());
+    }
+    if let Some(wrong) = endpoints.iter().find(|endpoint| !is_url(endpoint)) {
+        return Err(format!("its endpoint {wrong:?} of Patroni is no address"));
+    }
+    Ok(Patroni {
+        endpoints,
+        interval: seconds(S, "poll_interval_secs", interval_us)?,
+        timeout: seconds(S, "patroni_timeout_secs", timeout_us)?,
+        ca: Some(ca_file).filter(|path| !path.is_empty()).map(PathBuf::from),
+        login: None,
     })
 }
 

@@ -8,8 +8,9 @@ use sha2::{Digest as _, Sha256};
 use super::v1::{self, resource::Body, settings, user};
 use super::words;
 use crate::model::{
-    AuthSettings, BalancerSettings, Database, HealthSettings, Hold, Limits, NodeName, NodeOps, NodeState,
-    Overrides, PoolSettings, ProbeCredential, ReadYourWrites, Settings, Snapshot, User, UserProof,
+    AuthSettings, Authority, BalancerSettings, Database, HealthSettings, Hold, Limits, NodeName, NodeOps,
+    NodeState, Overrides, Patroni, PoolSettings, ProbeCredential, ReadYourWrites, Settings, Snapshot, User,
+    UserProof,
 };
 
 /// The whole snapshot. Holds the secrets of `[[users]]`.
@@ -39,6 +40,10 @@ pub fn topology(snapshot: &Snapshot, now: Instant) -> v1::Topology {
         hold: snapshot.hold.as_ref().map(|Hold { node, until }| v1::Hold {
             node: node.to_string(),
             left_us: micros(until.saturating_duration_since(now)),
+        }),
+        authority: snapshot.authority.as_ref().map(|Authority { up, holder }| v1::Authority {
+            up: *up,
+            holder: holder.clone().unwrap_or_default(),
         }),
     }
 }
@@ -119,10 +124,28 @@ fn general(snapshot: &Snapshot) -> v1::Settings {
     }
 }
 
+/// Without the login: it is for changes, which are the control plane's.
+fn patroni_settings(settings: &Patroni) -> settings::Patroni {
+    let Patroni { endpoints, interval, timeout, ca, login: _ } = settings;
+    settings::Patroni {
+        endpoints: endpoints.clone(),
+        interval_us: micros(*interval),
+        timeout_us: micros(*timeout),
+        ca_file: ca.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+    }
+}
+
 fn health_settings(settings: &HealthSettings) -> settings::Health {
-    let HealthSettings { check_interval, check_timeout, failure_threshold, success_threshold, credential } =
-        settings;
+    let HealthSettings {
+        check_interval,
+        check_timeout,
+        failure_threshold,
+        success_threshold,
+        credential,
+        patroni,
+    } = settings;
     settings::Health {
+        patroni: patroni.as_ref().map(patroni_settings),
         check_interval_us: micros(*check_interval),
         check_timeout_us: micros(*check_timeout),
         failure_threshold: *failure_threshold,

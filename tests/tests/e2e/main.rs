@@ -20,6 +20,7 @@ mod left_behind;
 mod login;
 mod lost;
 mod partitions;
+mod patroni;
 mod peers;
 mod pooling;
 mod routing;
