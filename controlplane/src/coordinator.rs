@@ -5,14 +5,14 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use helios_proto::model::{Evidence, HealthSettings, NodeName, Snapshot, Spec};
+use helios_proto::model::{Acceptance, Evidence, HealthSettings, NodeName, Snapshot, Spec};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::authority::ask::Asker;
-use crate::cluster::{Change, Cluster, Event, Held};
+use crate::cluster::{Change, Cluster, Event, Held, Objection};
 use crate::gate::{Gate, Pass};
 use crate::health::Task;
 use crate::publish::Publisher;
@@ -51,6 +51,8 @@ enum Order {
     Held(Held, oneshot::Sender<()>),
     /// The store holds this latch.
     Latched(Latch, oneshot::Sender<()>),
+    /// May an operator vouch for this node?
+    Judge(String, oneshot::Sender<Result<Acceptance, Objection>>),
 }
 
 /// The loop's own state.
@@ -137,6 +139,13 @@ impl Events {
         }
     }
 
+    /// What an operator says who vouches for this node; `None`: the core has stopped.
+    pub(crate) async fn acceptance(&self, node: &str) -> Option<Result<Acceptance, Objection>> {
+        let (answer, judged) = oneshot::channel();
+        self.orders.send(Order::Judge(node.to_owned(), answer)).await.ok()?;
+        judged.await.ok()
+    }
+
     /// Passes on what a data plane saw. Dropped when the core cannot keep up: there will be more.
     pub fn evidence(&self, node: NodeName, evidence: Evidence) {
         drop(self.queue.try_send(Event::Evidence { node, evidence }));
@@ -188,6 +197,9 @@ impl Coordinator {
                     self.handle(Event::Held(held));
                 }
                 let _ = answer.send(());
+            }
+            Order::Judge(node, answer) => {
+                let _ = answer.send(self.cluster.acceptance(&node));
             }
             Order::Latched(latch, answer) => {
                 self.gate.latched(latch.clone());

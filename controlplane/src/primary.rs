@@ -38,6 +38,18 @@ pub(crate) struct Known {
     pub contested: bool,
     /// What an authority outside says.
     pub lock: Lock,
+    /// Whom an operator vouches for.
+    pub vouched: Option<Vouched>,
+}
+
+/// An operator's word for a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Vouched {
+    pub index: usize,
+    /// The node shows what it showed when the word was given.
+    pub shown: bool,
+    /// Timelines up to this one were known then: nobody else is believed on them.
+    pub ceiling: u32,
 }
 
 /// What an authority outside says of who may take writes.
@@ -118,8 +130,14 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
         .enumerate()
         .filter(|(_, claim)| claim.role != Role::Replica && !claim.down)
         .filter_map(|(i, claim)| claim.facts.map(|facts| (i, facts)))
-        .filter(|(_, facts)| !facts.in_recovery && facts.timeline >= known.timeline)
-        .filter(|(_, facts)| system.is_none_or(|system| facts.system == system))
+        .filter(|(_, facts)| !facts.in_recovery)
+        .filter(|(i, facts)| match known.vouched {
+            Some(vouched) if vouched.index == *i && vouched.shown => true,
+            Some(vouched) if facts.timeline <= vouched.ceiling => false,
+            Some(_) | None => {
+                facts.timeline >= known.timeline && system.is_none_or(|system| facts.system == system)
+            }
+        })
         .collect();
     let Some((best, facts)) = writable.iter().max_by_key(|(_, facts)| facts.timeline) else {
         return by_evidence(claims, known, asks);
@@ -128,7 +146,8 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
     if equals > 1 || writable.iter().any(|(_, other)| other.system != facts.system) {
         return Decision::Nobody(Doubt::Split);
     }
-    let moved = known.primary.is_some_and(|primary| primary != *best);
+    let vouched = known.vouched.is_some_and(|vouched| vouched.index == *best && vouched.shown);
+    let moved = known.primary.is_some_and(|primary| primary != *best) && !vouched;
     if moved && facts.timeline == known.timeline && known.timeline > 0 {
         return Decision::Nobody(Doubt::Unpromoted);
     }
@@ -349,8 +368,15 @@ mod tests {
     }
 
     const fn known(primary: usize, timeline: u32) -> Known {
-        let lock = Lock::None;
-        Known { primary: Some(primary), system: Some(OURS), timeline, looked: true, contested: false, lock }
+        Known {
+            primary: Some(primary),
+            system: Some(OURS),
+            timeline,
+            looked: true,
+            contested: false,
+            lock: Lock::None,
+            vouched: None,
+        }
     }
 
     #[test]
@@ -439,6 +465,29 @@ mod tests {
     }
 
     #[test]
+    fn an_operators_word_decides_what_nothing_else_does() {
+        use Decision::{Nobody, Primary};
+        use Doubt::NoneFit;
+        let by = |index, shown, ceiling| Some(Vouched { index, shown, ceiling });
+        for (nodes, before, vouched, expected) in [
+            ("Px S2 S2", known(0, 1), by(2, true, 2), Primary(2)),
+            ("P1 S1", known(0, 1), by(1, true, 1), Primary(1)),
+            ("Px S1", known(0, 1), by(1, true, 1), Primary(1)),
+            // An older timeline, or another cluster.
+            ("P1 Sx", known(1, 2), by(0, true, 2), Primary(0)),
+            ("P1! Sx", known(1, 2), by(0, true, 2), Primary(0)),
+            // Who was lost then and comes back has not been promoted from the one that was vouched for.
+            ("P1 S2", known(0, 1), by(0, true, 2), Primary(0)),
+            ("Px S2", known(0, 1), by(0, false, 2), Nobody(NoneFit)),
+            ("P1 S3", known(0, 1), by(0, true, 2), Primary(1)),
+            ("P1 Sr", known(0, 1), by(0, false, 1), Nobody(NoneFit)),
+        ] {
+            let known = Known { vouched, ..before };
+            assert_eq!(decided(nodes, known, true).0, expected, "{nodes} {known:?}");
+        }
+    }
+
+    #[test]
     fn a_writer_without_the_lock_is_not_used_once_that_is_certain() {
         use Quarantine::{NoLock, OldTimeline, WritableReplica};
         for (nodes, before, lock, expected) in [
@@ -465,6 +514,7 @@ mod tests {
             looked: true,
             contested: false,
             lock: Lock::None,
+            vouched: None,
         };
         for (nodes, known, expected) in [
             ("Pn Sn", nothing, Primary(0)),

@@ -65,6 +65,20 @@ pub struct NodeOps {
     pub reconnect: u64,
     /// The node is about to hand its part over. Data planes see it as [`Snapshot::hold`].
     pub hold: Option<HoldOrder>,
+    /// An operator vouches for the node as the primary.
+    pub accepted: Option<Acceptance>,
+}
+
+/// An operator's word that a node is the primary, where probes could not tell. It holds for the topology that it was given
+/// for, and the one that it led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acceptance {
+    /// Incarnation and highest timeline when it was given.
+    pub from: (u32, u32),
+    /// Incarnation and timeline that it leads to; the timeline is what the node showed.
+    pub to: (u32, u32),
+    /// System identifier that the node showed.
+    pub system: u64,
 }
 
 /// An order of a switchover: new work for the node waits.

@@ -101,8 +101,8 @@ impl Patroni {
         let node = &self.nodes[member];
         let file = self.file(member);
         std::fs::write(&file, self.config(member)).unwrap();
-        let log = std::fs::File::options().create(true).append(true);
-        let log = log.clone().open(self.dir.join(format!("{}.log", node.name))).unwrap();
+        let log = self.dir.join(format!("{}.log", node.name));
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let child = unprivileged(Path::new("/usr/bin/patroni"), &self.dir)
             .arg(&file)
             .stderr(log)

@@ -171,6 +171,14 @@ impl Management for Service {
         self.finish(change, result).await
     }
 
+    async fn accept_primary(&self, request: Request<v1::AcceptPrimaryRequest>) -> Reply<v1::ChangeReply> {
+        let (change, sent) = Change::of(request, "AcceptPrimary", |sent: &v1::AcceptPrimaryRequest| {
+            (sent.name.clone(), sent.wait)
+        })?;
+        let result = self.accept(&change, &sent.name).await;
+        self.finish(change, result).await
+    }
+
     async fn set_node(&self, request: Request<v1::SetNodeRequest>) -> Reply<v1::ChangeReply> {
         let (change, sent) = Change::of(request, "SetNode", |sent: &v1::SetNodeRequest| {
             let drained = sent.drained.map_or("", |drained| if drained { " drain" } else { " undrain" });

@@ -10,8 +10,8 @@ use super::words;
 use crate::config::keys::{Kind, Section};
 use crate::config::{bad_host, is_node_name, is_scram_verifier, is_url};
 use crate::model::{
-    AuthSettings, BalancerSettings, Database, HealthSettings, Limits, Node, NodeName, NodeOps, Overrides,
-    Patroni, PoolSettings, ProbeCredential, ReadYourWrites, Secret, Settings, User, UserProof,
+    Acceptance, AuthSettings, BalancerSettings, Database, HealthSettings, Limits, Node, NodeName, NodeOps,
+    Overrides, Patroni, PoolSettings, ProbeCredential, ReadYourWrites, Secret, Settings, User, UserProof,
 };
 
 type Checked<T> = Result<T, String>;
@@ -226,7 +226,12 @@ pub(super) fn node(sent: v1::Node) -> Checked<(Arc<Node>, NodeOps)> {
         weight: whole(S, "weight", weight)?,
         max_connections: Some(whole(S, "max_connections", max_connections)?).filter(|most| *most > 0),
     };
-    let v1::NodeOps { drained, weight, paused, pool_size, reconnect } = ops.unwrap_or_default();
+    let v1::NodeOps { drained, weight, paused, pool_size, reconnect, accepted } = ops.unwrap_or_default();
+    let accepted = accepted.map(|sent| Acceptance {
+        from: (sent.from_incarnation, sent.from_timeline),
+        to: (sent.to_incarnation, sent.to_timeline),
+        system: sent.system,
+    });
     let ops = NodeOps {
         drained,
         weight: weight.map(|weight| whole(S, "weight", weight)).transpose()?,
@@ -234,6 +239,7 @@ pub(super) fn node(sent: v1::Node) -> Checked<(Arc<Node>, NodeOps)> {
         pool_size: pool_size.map(|size| whole(Section::PoolMode, "max_pool_size", size)).transpose()?,
         reconnect,
         hold: None,
+        accepted,
     };
     Ok((Arc::new(node), ops))
 }

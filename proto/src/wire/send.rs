@@ -8,9 +8,9 @@ use sha2::{Digest as _, Sha256};
 use super::v1::{self, resource::Body, settings, user};
 use super::words;
 use crate::model::{
-    AuthSettings, Authority, BalancerSettings, Database, HealthSettings, Hold, Limits, NodeName, NodeOps,
-    NodeState, Overrides, Patroni, PoolSettings, ProbeCredential, ReadYourWrites, Settings, Snapshot, User,
-    UserProof,
+    Acceptance, AuthSettings, Authority, BalancerSettings, Database, HealthSettings, Hold, Limits, NodeName,
+    NodeOps, NodeState, Overrides, Patroni, PoolSettings, ProbeCredential, ReadYourWrites, Settings,
+    Snapshot, User, UserProof,
 };
 
 /// The whole snapshot. Holds the secrets of `[[users]]`.
@@ -63,8 +63,18 @@ pub fn hash(resources: &[v1::Resource]) -> Vec<u8> {
 /// What operators have set on a node.
 #[must_use]
 pub const fn ops(ops: NodeOps) -> v1::NodeOps {
-    let NodeOps { drained, weight, paused, pool_size, reconnect, hold: _ } = ops;
-    v1::NodeOps { drained, weight, paused, pool_size, reconnect }
+    let NodeOps { drained, weight, paused, pool_size, reconnect, hold: _, accepted } = ops;
+    let accepted = match accepted {
+        Some(Acceptance { from, to, system }) => Some(v1::Acceptance {
+            from_incarnation: from.0,
+            from_timeline: from.1,
+            to_incarnation: to.0,
+            to_timeline: to.1,
+            system,
+        }),
+        None => None,
+    };
+    v1::NodeOps { drained, weight, paused, pool_size, reconnect, accepted }
 }
 
 fn resources(snapshot: &Snapshot) -> Vec<v1::Resource> {

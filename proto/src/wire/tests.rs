@@ -107,6 +107,7 @@ fn snapshot(now: Instant) -> Snapshot {
         pool_size: Some(2),
         reconnect: 11,
         hold: None,
+        accepted: Some(Acceptance { from: (0, 6), to: (1, 5), system: u64::MAX }),
     };
     snapshot.nodes[0].health = Health::Down;
     snapshot.nodes[0].last_error = Some("refused".into());

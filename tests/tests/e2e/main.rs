@@ -2,6 +2,7 @@
 // Test code: a broken assumption has to stop the test, loudly and where it happens.
 #![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
 
+mod accept;
 mod admin;
 mod budget;
 mod control;

@@ -15,10 +15,10 @@ const TABLE: &str = "create table written (i bigint primary key); grant all on w
 const CLIENTS: usize = 4;
 
 /// A standalone proxy, and a shell beside it.
-fn standalone(patroni: &Patroni) -> (Proxy, Heliosctl) {
+fn standalone(patroni: &Patroni, write_timeout: u32) -> (Proxy, Heliosctl) {
     let port = free_port();
     let text = Config { balancer: "slow_start_secs = 0", ..Config::of_patroni(patroni) }.text();
-    let text = text.replacen("listen_address", "write_timeout_secs = 2\nlisten_address", 1);
+    let text = format!("write_timeout_secs = {write_timeout}\n{text}");
     let proxy = Proxy::start(&format!("{text}\n[management]\nlisten_address = \"127.0.0.1:{port}\"\n"));
     (proxy.ready(), Heliosctl::at(SocketAddr::from(([127, 0, 0, 1], port))))
 }
@@ -48,7 +48,7 @@ fn writes_follow_a_switchover_by_patronictl_and_one_by_heliosctl() {
     let patroni = Patroni::start(2);
     let (first, second) = (&patroni.nodes[0], &patroni.nodes[1]);
     first.superuser().batch_execute(TABLE).unwrap();
-    let (proxy, ctl) = standalone(&patroni);
+    let (proxy, ctl) = standalone(&patroni, 30);
     assert_eq!((writes_at(&proxy), provider_up(&proxy)), (Ok(first.port), Some(1.0)));
     let status = ctl.run(&["status", "-o", "json"]).json();
     assert_eq!((&status["provider"], &status["lock_holder"]), (&"patroni".into(), &"db-1".into()));
@@ -66,6 +66,7 @@ fn writes_follow_a_switchover_by_patronictl_and_one_by_heliosctl() {
     eventually(LONG, "all is well again", || ctl.run(&["status"]).code == 0);
 
     // Drained first, so that nobody notices.
+    second.superuser().batch_execute("truncate written").unwrap();
     let load = Load::start(CLIENTS, &[&proxy]);
     load.go_on(20);
     let done = ctl.run(&["switchover", "--to", "db-1", "--yes"]).code(0);
@@ -111,7 +112,12 @@ fn a_fleet_writes_to_who_has_the_lock_after_the_leader_and_after_a_leaders_patro
     // Its Patroni alone dies: the server lives on and takes writes, until another one has the lock.
     patroni.all_stream(2);
     let at = patroni.nodes.iter().position(|node| node.name == second).unwrap();
-    patroni.nodes[at].superuser().batch_execute("alter system reset all; select pg_reload_conf()").unwrap();
+    let mut client = patroni.nodes[at].superuser();
+    // So that its server could acknowledge writes by itself.
+    client.batch_execute("truncate written").unwrap();
+    client.batch_execute("alter system set synchronous_standby_names = ''").unwrap();
+    client.batch_execute("select pg_reload_conf()").unwrap();
+    drop(client);
     let load = Load::start(CLIENTS, &[&proxy]);
     load.go_on(20);
     patroni.kill_patroni(at);
@@ -133,7 +139,7 @@ fn a_fleet_writes_to_who_has_the_lock_after_the_leader_and_after_a_leaders_patro
 fn a_writer_without_the_lock_is_not_used_and_without_patronis_word_nobody_is_promoted() {
     let patroni = Patroni::start(2);
     let (first, second) = (&patroni.nodes[0], &patroni.nodes[1]);
-    let (proxy, ctl) = standalone(&patroni);
+    let (proxy, ctl) = standalone(&patroni, 2);
     assert_eq!(writes_at(&proxy), Ok(first.port));
 
     // Promoted by hand, on a higher timeline: by timelines alone it would be the primary.
