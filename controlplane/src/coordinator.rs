@@ -236,7 +236,7 @@ impl Coordinator {
             return;
         }
         let wires = (&self.stop, &self.tracker);
-        self.asker = wanted.map(|settings| Asker::start(settings.clone(), self.queue.clone(), wires));
+        self.asker = wanted.map(|settings| Asker::start(Arc::clone(settings), self.queue.clone(), wires));
     }
 
     /// One probe task per node, in configuration order: starts the new ones, drops those without a node, and

@@ -220,7 +220,7 @@ impl Walk {
     }
 
     /// Where Patroni leads, nobody else may promote by SQL: it would take that for a failure.
-    fn choose_driver(&mut self, patroni: Option<&Patroni>) -> Result<(), String> {
+    fn choose_driver(&mut self, patroni: Option<&Arc<Patroni>>) -> Result<(), String> {
         self.driver = match (self.settings.driver, patroni) {
             (Some(Driver::Sql), Some(_)) => {
                 let instead = "set driver = \"patroni\" in [switchover], or run patronictl switchover";
@@ -238,7 +238,7 @@ impl Walk {
             (given, _) => given.unwrap_or(Driver::Sql),
         };
         let needed = patroni.filter(|_| self.driver == Driver::Patroni);
-        self.patroni = needed.map(|settings| Arc::new(Rest::new(settings.clone())));
+        self.patroni = needed.map(|settings| Arc::new(Rest::new(Arc::clone(settings))));
         Ok(())
     }
 

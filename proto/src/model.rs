@@ -221,7 +221,7 @@ pub struct HealthSettings {
     /// Login of the probe; `None`: the probe only checks that the server answers.
     pub credential: Option<ProbeCredential>,
     /// `[topology] provider = "patroni"`: who may be the primary is Patroni's to say; `None`: the probes' alone.
-    pub patroni: Option<Patroni>,
+    pub patroni: Option<Arc<Patroni>>,
 }
 
 /// Where Patroni is asked who holds its leader lock.

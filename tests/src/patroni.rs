@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::cluster::{CLEAN_UP, HBA, SERVER_USER, is_root, programs, roles, unprivileged};
 use crate::controlplane::directory;
 use crate::guard::{Guard, signal};
-use crate::{Etcd, Node, Role, eventually, free_port, http};
+use crate::{Etcd, Node, Pki, Role, eventually, free_port, http};
 
 /// How long members may take for anything.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -32,6 +32,8 @@ pub struct Patroni {
     members: Vec<Option<Child>>,
     dir: PathBuf,
     settings: &'static str,
+    /// The members' REST API speaks TLS, with certificates of this authority.
+    pub pki: Option<Pki>,
     _guard: Guard,
 }
 
@@ -51,6 +53,15 @@ impl Patroni {
     /// When they do not in time.
     #[must_use]
     pub fn with(count: usize, settings: &'static str) -> Self {
+        Self::with_tls(count, settings, None)
+    }
+
+    /// The same with a REST API that speaks TLS: `api.pem` and `api.key` are the members'.
+    ///
+    /// # Panics
+    /// When they do not in time.
+    #[must_use]
+    pub fn with_tls(count: usize, settings: &'static str, pki: Option<Pki>) -> Self {
         let dir = PathBuf::from(directory("patroni"));
         std::fs::create_dir_all(&dir).unwrap();
         if is_root() {
@@ -66,7 +77,9 @@ impl Patroni {
         let nodes: Vec<Node> = (0..count).map(node).collect();
         let apis = (0..count).map(|_| free_port()).collect();
         let members = (0..count).map(|_| None).collect();
-        let mut patroni = Self { nodes, etcd: Etcd::start(1), apis, members, dir, settings, _guard: guard };
+        let mut patroni =
+            Self { nodes, etcd: Etcd::start(1), apis, members, dir, settings, pki, _guard: guard };
+        patroni.give_certificates();
         patroni.launch(0);
         eventually(PATIENCE, "the first member leads", || patroni.leader().as_deref() == Some("db-1"));
         eventually(PATIENCE, "it takes statements", || patroni.nodes[0].try_superuser().is_ok());
@@ -112,6 +125,19 @@ impl Patroni {
         self.members[member] = Some(child);
     }
 
+    /// Copies of the certificate and its key that the servers' user may read.
+    fn give_certificates(&self) {
+        let Some(pki) = &self.pki else { return };
+        for name in ["api.pem", "api.key"] {
+            let copy = self.dir.join(name);
+            std::fs::copy(pki.file(name), &copy).unwrap();
+            if is_root() {
+                let owner = format!("{SERVER_USER}:{SERVER_USER}");
+                assert!(Command::new("chown").arg(owner).arg(&copy).status().unwrap().success());
+            }
+        }
+    }
+
     fn file(&self, member: usize) -> PathBuf {
         self.dir.join(format!("{}.yml", self.nodes[member].name))
     }
@@ -121,6 +147,10 @@ impl Patroni {
         let hosts: Vec<String> =
             self.etcd.urls().iter().map(|url| url.trim_start_matches("http://").to_owned()).collect();
         let (dir, name, port) = (self.dir.display(), &node.name, node.port);
+        let tls = match self.pki {
+            Some(_) => format!("certfile: {dir}/api.pem\n  keyfile: {dir}/api.key"),
+            None => String::new(),
+        };
         let mut hba = String::new();
         for line in HBA.lines().filter(|line| !line.is_empty()) {
             let _ = write!(hba, "\n  - {line}");
@@ -132,6 +162,9 @@ restapi:
   listen: 127.0.0.1:{api}
   connect_address: 127.0.0.1:{api}
   authentication: {{username: api, password: api-secret}}
+  {tls}
+ctl:
+  insecure: true
 etcd3:
   hosts: {}
 bootstrap:
@@ -182,6 +215,11 @@ postgresql:
     /// Who holds the leader lock, by the word of a member that answers.
     #[must_use]
     pub fn leader(&self) -> Option<String> {
+        if self.pki.is_some() {
+            let list: Value = serde_json::from_slice(&self.ctl(&["list", "-f", "json"]).stdout).ok()?;
+            let leader = list.as_array()?.iter().find(|member| member["Role"] == "Leader")?;
+            return Some(leader["Member"].as_str()?.to_owned());
+        }
         let views = self.apis.iter().filter_map(|api| http::get(local(*api), "/cluster").ok());
         let view: Value = views.filter_map(|answer| serde_json::from_str(&answer.body).ok()).next()?;
         let members = view["members"].as_array()?;
@@ -192,7 +230,9 @@ postgresql:
     /// REST addresses of the members, as a configuration has them.
     #[must_use]
     pub fn endpoints(&self) -> String {
-        let urls: Vec<String> = self.apis.iter().map(|api| format!("\"http://127.0.0.1:{api}\"")).collect();
+        let scheme = if self.pki.is_some() { "https" } else { "http" };
+        let url = |api: &u16| format!("\"{scheme}://127.0.0.1:{api}\"");
+        let urls: Vec<String> = self.apis.iter().map(url).collect();
         format!("[{}]", urls.join(", "))
     }
 

@@ -80,6 +80,9 @@ impl Config {
              patroni_user = \"api\"\npatroni_password = \"api-secret\"\n",
             patroni.endpoints()
         );
+        if let Some(pki) = &patroni.pki {
+            let _ = writeln!(config.more, "patroni_ca_file = \"{}\"", pki.file("ca.pem"));
+        }
         config
     }
 

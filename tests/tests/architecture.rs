@@ -75,7 +75,9 @@ const SANS_IO: &[&str] = &[
     "dataplane/src/session/run.rs",
     "dataplane/src/spread.rs",
     "dataplane/src/statements.rs",
+    "controlplane/src/authority.rs",
     "controlplane/src/cluster.rs",
+    "controlplane/src/cluster",
     "controlplane/src/primary.rs",
     "controlplane/src/health/verdict.rs",
 ];

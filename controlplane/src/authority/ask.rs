@@ -15,7 +15,7 @@ use crate::cluster::Event;
 
 /// The task; ends when dropped.
 pub(crate) struct Asker {
-    pub settings: Patroni,
+    pub settings: Arc<Patroni>,
     hunt: watch::Sender<Option<Duration>>,
     _stop: DropGuard,
 }
@@ -23,13 +23,13 @@ pub(crate) struct Asker {
 impl Asker {
     /// Starts asking. Answers go to `events`.
     pub fn start(
-        settings: Patroni,
+        settings: Arc<Patroni>,
         events: mpsc::Sender<Event>,
         (stop, tracker): (&CancellationToken, &TaskTracker),
     ) -> Self {
         let stop = stop.child_token();
         let (hunt, hunted) = watch::channel(None);
-        let (rest, interval) = (Arc::new(Rest::new(settings.clone())), settings.interval);
+        let (rest, interval) = (Arc::new(Rest::new(Arc::clone(&settings))), settings.interval);
         let ended = stop.clone();
         tracker.spawn(async move {
             tokio::select! {

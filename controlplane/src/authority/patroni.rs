@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use helios_proto::model::Patroni;
 use helios_tls::ClientSide;
 use helios_tls::dial::{self, Secured};
-use helios_tls::files::{Files, Named};
+use helios_tls::files::Files;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -31,7 +31,7 @@ const LONGEST: usize = 1 << 20;
 
 /// Where the members are asked.
 pub(crate) struct Rest {
-    settings: Patroni,
+    settings: Arc<Patroni>,
     /// TLS towards them, once it was needed.
     tls: Mutex<Option<Arc<ClientSide>>>,
 }
@@ -90,7 +90,7 @@ impl Seen {
 }
 
 impl Rest {
-    pub const fn new(settings: Patroni) -> Self {
+    pub const fn new(settings: Arc<Patroni>) -> Self {
         Self { settings, tls: Mutex::new(None) }
     }
 
@@ -203,17 +203,13 @@ impl Rest {
     /// TLS with the file of authorities as it is now, or as it was when it was good last.
     async fn secured(&self) -> Result<Secured, String> {
         let known = self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let ca = self.settings.ca.clone().ok_or("patroni_ca_file in [topology] is missing")?;
+        let files = Files::of_patroni(&self.settings).ok_or("patroni_ca_file in [topology] is missing")?;
         let opened = tokio::task::spawn_blocking(move || match known {
             Some(side) => {
                 side.look();
                 Ok(side)
             }
-            None => {
-                let authorities = Named { path: ca, by: "patroni_ca_file in [topology]".to_owned() };
-                let name = "topology".to_owned();
-                ClientSide::open(Files { name, authorities: Some(authorities), identity: None })
-            }
+            None => ClientSide::open(files),
         });
         let side = opened.await.map_err(|_| "the file of authorities cannot be read".to_owned())??;
         let mut config = side.current().as_ref().clone();

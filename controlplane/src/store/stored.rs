@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Ops;
 
+/// [`Acceptance`] as written: incarnation and timeline before, the same after, system identifier.
+type StoredAcceptance = ((u32, u32), (u32, u32), u64);
+
 /// [`NodeOps`] as written.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -18,8 +21,7 @@ struct StoredOps {
     reconnect: u64,
     /// When it was given, and for how long.
     hold: Option<(u64, u64)>,
-    /// Incarnation and timeline before, the same after, system identifier.
-    accepted: Option<((u32, u32), (u32, u32), u64)>,
+    accepted: Option<StoredAcceptance>,
 }
 
 pub(super) fn ops_to_json(ops: &Ops) -> serde_json::Result<String> {

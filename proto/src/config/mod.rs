@@ -193,7 +193,7 @@ fn assemble(
 ) -> Result<(Config, bool), Report> {
     let pool = sections::pool(&mut reader, root);
     let mut health = sections::health(&mut reader, root);
-    health.patroni = topology::patroni(&mut reader, root, health.credential.is_some());
+    health.patroni = topology::patroni(&mut reader, root, health.credential.is_some()).map(Arc::new);
     let balancer = sections::balancer(&mut reader, root, health.credential.is_some());
     let limits = sections::limits(&mut reader, root);
     let auth = sections::auth(&mut reader, root);

@@ -675,7 +675,7 @@ fn patroni_as_the_provider_needs_what_it_needs_and_its_keys_nothing_else() {
     let found = patroni(&text(probe, one));
     assert_eq!(found.endpoints, ["http://db-1:8008"]);
     assert_eq!((found.interval, found.timeout), (Duration::from_secs(1), Duration::from_secs(2)));
-    assert_eq!((found.ca, found.login), (None, None));
+    assert_eq!((&found.ca, &found.login), (&None, &None));
     assert_eq!(good(NODE).spec.health.patroni, None);
     assert_eq!(good(&format!("[topology]\nprovider = \"postgres\"\n{NODE}")).spec.health.patroni, None);
     let login = "patroni_user = \"u\"\npatroni_password = \"${PASSWORD}\"\n";

@@ -47,7 +47,7 @@ pub(super) fn health(sent: settings::Health) -> Checked<HealthSettings> {
         failure_threshold: whole(S, "failure_threshold", failure_threshold)?,
         success_threshold: whole(S, "success_threshold", success_threshold)?,
         credential: credential.map(probe_credential).transpose()?,
-        patroni: patroni.map(self::patroni).transpose()?,
+        patroni: patroni.map(self::patroni).transpose()?.map(Arc::new),
     })
 }
 

@@ -155,7 +155,7 @@ fn health_settings(settings: &HealthSettings) -> settings::Health {
         patroni,
     } = settings;
     settings::Health {
-        patroni: patroni.as_ref().map(patroni_settings),
+        patroni: patroni.as_deref().map(patroni_settings),
         check_interval_us: micros(*check_interval),
         check_timeout_us: micros(*check_timeout),
         failure_threshold: *failure_threshold,

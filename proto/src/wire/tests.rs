@@ -7,7 +7,7 @@ use super::v1::resource::Body;
 use super::*;
 use crate::config;
 use crate::model::{
-    Authority, Health, Hold, NodeName, NodeOps, NodeState, Role, Secret, Snapshot, UserProof,
+    Acceptance, Authority, Health, Hold, NodeName, NodeOps, NodeState, Role, Secret, Snapshot, UserProof,
 };
 
 const TEXT: &str = r#"

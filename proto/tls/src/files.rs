@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use helios_proto::config::{ClientTls, ServerTls};
+use helios_proto::model::Patroni;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
@@ -143,6 +144,13 @@ impl Files {
             authorities: Some(named(&tls.ca, "tls_ca_file")),
             identity: identity.map(|(cert, key)| (named(cert, "tls_cert_file"), named(key, "tls_key_file"))),
         }
+    }
+
+    /// Towards Patroni, if its REST API speaks TLS.
+    #[must_use]
+    pub fn of_patroni(patroni: &Patroni) -> Option<Self> {
+        let authorities = Named::new(patroni.ca.as_deref()?, "patroni_ca_file", "topology");
+        Some(Self { name: "topology".to_owned(), authorities: Some(authorities), identity: None })
     }
 
     /// Reads and checks them.

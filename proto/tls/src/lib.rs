@@ -22,6 +22,7 @@ use helios_proto::config::Config;
 pub fn check(config: &mut Config) -> Vec<String> {
     let servers = [&config.management.tls, &config.discovery.tls].into_iter().flatten();
     let mut all: Vec<Files> = servers.map(Files::of_server).collect();
+    all.extend(config.spec.health.patroni.as_deref().and_then(Files::of_patroni));
     all.extend(config.control_plane.as_ref().and_then(|plane| plane.tls.as_ref()).map(Files::of_client));
     let mut problems = Vec::new();
     for files in all {

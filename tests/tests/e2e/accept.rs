@@ -53,7 +53,7 @@ fn an_operator_says_which_of_two_writers_is_the_primary() {
     first.promote();
     second.promote();
     let mut plane = ControlPlane::start(&text);
-    let proxy = Proxy::start(&dataplane).ready();
+    let proxy = Proxy::start(&dataplane);
     eventually(LONG, "writes wait", || writes(&proxy) == Err("57P03".to_owned()));
     let admin = Heliosctl::at(plane.management).role("admin");
     eventually(LONG, "the two are seen", || {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use helios_tests::controlplane::{directory, sections, token};
-use helios_tests::{Config, ControlPlane, Heliosctl, Load, Node, Patroni, Proxy, eventually, free_port};
+use helios_tests::{Config, ControlPlane, Heliosctl, Load, Node, Patroni, Pki, Proxy, eventually, free_port};
 use postgres::NoTls;
 
 const LONG: Duration = Duration::from_secs(90);
@@ -84,7 +84,8 @@ fn a_fleet_writes_to_who_has_the_lock_after_the_leader_and_after_a_leaders_patro
     let mut patroni = Patroni::with(3, "synchronous_mode: true");
     patroni.nodes[0].superuser().batch_execute(TABLE).unwrap();
     let (discovery, store) = (free_port(), directory("store"));
-    let plane = ControlPlane::start(&(Config::of_patroni(&patroni).text() + &sections(&store, discovery)));
+    let mut plane =
+        ControlPlane::start(&(Config::of_patroni(&patroni).text() + &sections(&store, discovery)));
     let proxy = Proxy::start(&format!(
         "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
          endpoints = [\"127.0.0.1:{discovery}\"]\nname = \"dp-1\"\ntoken = \"{}\"\n",
@@ -109,14 +110,23 @@ fn a_fleet_writes_to_who_has_the_lock_after_the_leader_and_after_a_leaders_patro
     // Every acknowledged write was on the synchronous standby, so it is there.
     load.finish().check(patroni.node(&second));
 
-    // Its Patroni alone dies: the server lives on and takes writes, until another one has the lock.
+    // The data plane asks Patroni itself when its control plane is gone.
+    assert_eq!(plane.metric("heliosproxy_cp_topology_provider_up", &[]), Some(1.0));
+    plane.kill();
+    eventually(LONG, "the data plane is on its own", || {
+        proxy.metrics().sum("heliosproxy_autonomous", &[]) == Some(1.0)
+    });
+    // A leader's Patroni alone dies: the server lives on and takes writes, until another one has the lock.
     patroni.all_stream(2);
     let at = patroni.nodes.iter().position(|node| node.name == second).unwrap();
     let mut client = patroni.nodes[at].superuser();
-    // So that its server could acknowledge writes by itself.
+    // So that its server can acknowledge writes by itself.
     client.batch_execute("truncate written").unwrap();
-    client.batch_execute("alter system set synchronous_standby_names = ''").unwrap();
-    client.batch_execute("select pg_reload_conf()").unwrap();
+    let done = patroni.ctl(&["edit-config", "helios", "-s", "synchronous_mode=false", "--force"]);
+    assert!(done.status.success(), "{done:?}");
+    eventually(LONG, "replication is asynchronous", || {
+        client.query_one("show synchronous_standby_names", &[]).unwrap().get::<_, String>(0).is_empty()
+    });
     drop(client);
     let load = Load::start(CLIENTS, &[&proxy]);
     load.go_on(20);
@@ -131,7 +141,7 @@ fn a_fleet_writes_to_who_has_the_lock_after_the_leader_and_after_a_leaders_patro
     load.go_on(50);
     assert_eq!(rows_of(orphan), before, "the server without the lock gets no write");
     drop(load);
-    assert_eq!(plane.metric("heliosproxy_cp_topology_provider_up", &[]), Some(1.0));
+    assert_eq!(provider_up(&proxy), Some(1.0));
     let _ = std::fs::remove_dir_all(store);
 }
 
@@ -172,4 +182,23 @@ fn a_writer_without_the_lock_is_not_used_and_without_patronis_word_nobody_is_pro
         leader.is_some_and(|name| writes_at(&proxy) == Ok(patroni.node(&name).port))
     });
     eventually(LONG, "Patroni answers", || provider_up(&proxy) == Some(1.0));
+}
+
+#[test]
+fn patroni_is_asked_over_tls_and_an_unknown_authority_is_no_answer() {
+    let (pki, strangers) = (Pki::new(), Pki::new());
+    pki.issue("api", &["127.0.0.1", "localhost"], 2050);
+    let patroni = Patroni::with_tls(1, "", Some(pki));
+    let (proxy, _) = standalone(&patroni, 1);
+    eventually(LONG, "it writes", || writes_at(&proxy) == Ok(patroni.nodes[0].port));
+    assert_eq!(provider_up(&proxy), Some(1.0));
+    let text = Config::of_patroni(&patroni).text();
+    let ours = patroni.pki.as_ref().unwrap().file("ca.pem");
+    let text = format!("write_timeout_secs = 1\n{}", text.replace(&ours, &strangers.file("ca.pem")));
+    let deceived = Proxy::start(&text);
+    eventually(LONG, "it says why", || {
+        !deceived.logged("the certificate is of an unknown authority").is_empty()
+    });
+    eventually(LONG, "writes wait", || writes_at(&deceived) == Err("57P03".to_owned()));
+    assert_eq!(provider_up(&deceived), Some(0.0));
 }
