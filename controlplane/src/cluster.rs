@@ -273,6 +273,7 @@ impl Cluster {
     /// Takes a probe into account; the index of its node, `None` if it is not this cluster's any more.
     fn probed(&mut self, node: &Node, outcome: Result<Reply, Failure>, now: Instant) -> Option<usize> {
         let index = self.members.iter().position(|member| member.is_same_server(node))?;
+        let expected = self.primary == Some(index) || self.lock() == Lock::Held(index);
         let member = self.members.get_mut(index)?;
         let was = member.verdict.health();
         if let Err(failure) = &outcome
@@ -283,8 +284,8 @@ impl Cluster {
         }
         let wrote = member.takes_writes();
         member.observe(outcome, &self.spec.health, now);
-        if !wrote && member.takes_writes() && self.primary != Some(index) {
-            // Who was promoted meanwhile may hold the lock.
+        if !wrote && member.takes_writes() && !expected {
+            // Who was promoted meanwhile may hold the lock by now.
             self.word.doubt(now);
         }
         member.count_behind(self.key.timeline, now);
@@ -528,8 +529,9 @@ fn log_doubt(doubt: Doubt) {
     }
 }
 
+mod vouch;
+
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
-mod vouch;
