@@ -6,7 +6,7 @@ PROXY := -p heliosdb-proxy
 
 .PHONY: setup demo test check lint features bench bench-failover bench-fleet clean
 
-# Installs what is missing (PostgreSQL, PgBouncer, psycopg2, etcd, protoc).
+# Installs what is missing (PostgreSQL, PgBouncer, psycopg2, etcd, Patroni, protoc).
 setup:
 	tools/setup
 

@@ -233,7 +233,7 @@ mod tests {
         let json = of(&node).json_line();
         for part in [
             r#"{"name":"a","host":"","port":0,"configured_role":"unspecified","role":"primary","primary":false,"health":"up""#,
-            r#""ops":{"drained":true,"weight":null,"paused":false,"pool_size":null,"reconnect":0}"#,
+            r#""ops":{"drained":true,"weight":null,"paused":false,"pool_size":null,"reconnect":0,"accepted":null}"#,
             r#""latency_ms":0.5,"lag_bytes":18446744073709551615,"lag_ms":null"#,
         ] {
             assert!(json.contains(part), "{part} in {json}");

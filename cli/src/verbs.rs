@@ -247,6 +247,21 @@ pub enum TopologyVerb {
     /// The primary, and what each node is
     #[command(after_help = "Examples:\n  heliosctl topology show\n  heliosctl topology show -o json")]
     Show,
+    /// Vouches for a node as the primary, where probes cannot tell which one it is
+    #[command(
+        after_help = "Examples:\n  heliosctl topology accept --node standby\n  heliosctl topology accept --node standby --yes\n\nOnly while there is no primary, for instance because two nodes take writes on one timeline. Whatever the\nothers have that this one lacks is lost to clients; stop or rebuild them. Exit code 4: there is nothing to decide."
+    )]
+    Accept {
+        /// Name of the node
+        #[arg(long, value_name = "NODE")]
+        node: String,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+        /// Waiting.
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Prints each change of primary, roles and health
     #[command(after_help = "Examples:\n  heliosctl topology watch\n  heliosctl topology watch -o json")]
     Watch,

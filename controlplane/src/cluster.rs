@@ -5,15 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use helios_proto::model::{
-    Evidence, Health, Hold, HoldOrder, Node, NodeName, NodeState, Role, Snapshot, Spec, TopologyKey,
+    Authority, Evidence, Health, Hold, HoldOrder, Node, NodeName, NodeState, Role, Snapshot, Spec,
+    TopologyKey,
 };
 use tracing::{error, info, warn};
 
+use crate::authority::{Told, Word};
 use crate::health::{Facts, Failure, FailureKind, Reply};
 use crate::lag::Ring;
 use crate::member::{Member, Outline, shown};
-use crate::primary::{self, Claim, Decision, Doubt, Known};
+use crate::primary::{self, Claim, Decision, Doubt, Known, Lock, Quarantine, Vouched};
 use crate::store::Latch;
+
+pub(crate) use vouch::Objection;
 
 /// Positions of two nodes are compared only if they were read within this time of each other.
 const SAME_ROUND: Duration = Duration::from_secs(1);
@@ -31,6 +35,8 @@ pub(crate) enum Event {
     Held(Held),
     /// The store, which other control planes write as well, holds this.
     Latched(Latch),
+    /// The authority outside was asked then, and this came of it.
+    Told { asked: Instant, told: Told },
 }
 
 /// What a data plane holds of the topology.
@@ -74,6 +80,10 @@ pub(crate) struct Cluster {
     hold: Option<Hold>,
     /// The order that it comes from, or came from.
     obeyed: Option<HoldOrder>,
+    /// What the authority outside has said, where the configuration has one.
+    word: Word,
+    /// The pause between two questions to it if it should be asked often.
+    asked_often: Option<Duration>,
 }
 
 impl Cluster {
@@ -93,6 +103,8 @@ impl Cluster {
             ring: Ring::default(),
             hold: None,
             obeyed: None,
+            word: Word::default(),
+            asked_often: None,
         };
         let now = Instant::now();
         cluster.obey_hold(now);
@@ -121,6 +133,8 @@ impl Cluster {
             ring: Ring::default(),
             hold: snapshot.hold.clone(),
             obeyed: None,
+            word: Word::default(),
+            asked_often: None,
         };
         if snapshot.primary.is_none() {
             // Why there was none is not known here: everybody has to be asked first.
@@ -159,6 +173,11 @@ impl Cluster {
         self.hold.as_ref()
     }
 
+    /// What the authority outside has said; `None`: the configuration has none.
+    pub fn authority(&self) -> Option<Authority> {
+        self.spec.health.patroni.as_ref().map(|_| self.word.shown())
+    }
+
     /// The nodes in configuration order, as data planes see them.
     pub fn states(&self) -> impl Iterator<Item = &NodeState> {
         self.members.iter().map(|member| &member.state)
@@ -185,6 +204,12 @@ impl Cluster {
                 self.obey(&latch);
                 (Change::Nothing, None)
             }
+            Event::Told { asked, told } => {
+                if self.spec.health.patroni.is_some() {
+                    self.word.hear(asked, told);
+                }
+                (Change::Nothing, None)
+            }
         };
         self.settle(now);
         if let Some(index) = probed {
@@ -196,6 +221,11 @@ impl Cluster {
     /// The pause between two probes of each node that should be probed often now, in configuration order.
     pub fn hunted(&self) -> impl Iterator<Item = Option<Duration>> {
         self.members.iter().map(|member| member.hunted)
+    }
+
+    /// The pause between two questions to the authority outside if it should be asked often now.
+    pub const fn asked_often(&self) -> Option<Duration> {
+        self.asked_often
     }
 
     /// Takes over what a data plane knows of the topology, if that is newer. It is believed about what has been, not
@@ -236,13 +266,14 @@ impl Cluster {
         self.last_primary = latch.primary.as_deref().map(NodeName::new);
     }
 
-    fn outline(&self) -> (Option<usize>, TopologyKey, Vec<Outline>) {
-        (self.primary, self.key, self.members.iter().map(Member::outline).collect())
+    fn outline(&self) -> (Option<usize>, TopologyKey, Vec<Outline>, Option<Authority>) {
+        (self.primary, self.key, self.members.iter().map(Member::outline).collect(), self.authority())
     }
 
     /// Takes a probe into account; the index of its node, `None` if it is not this cluster's any more.
     fn probed(&mut self, node: &Node, outcome: Result<Reply, Failure>, now: Instant) -> Option<usize> {
         let index = self.members.iter().position(|member| member.is_same_server(node))?;
+        let expected = self.primary == Some(index) || self.lock() == Lock::Held(index);
         let member = self.members.get_mut(index)?;
         let was = member.verdict.health();
         if let Err(failure) = &outcome
@@ -251,7 +282,13 @@ impl Cluster {
         {
             warn!(node = %member.state.node.name, error = %failure.text, "probe is misconfigured");
         }
+        let wrote = member.takes_writes();
         member.observe(outcome, &self.spec.health, now);
+        if !wrote && member.takes_writes() && !expected {
+            // Who was promoted meanwhile may hold the lock by now.
+            self.word.doubt(now);
+        }
+        member.count_behind(self.key.timeline, now);
         let name = &member.state.node.name;
         match (was, member.verdict.health()) {
             (Health::Unknown | Health::Down, Health::Up) => info!(node = %name, "node is up"),
@@ -295,6 +332,9 @@ impl Cluster {
     fn reload(&mut self, spec: Spec, now: Instant) -> Change {
         if spec == self.spec {
             return Change::Nothing;
+        }
+        if spec.health.patroni != self.spec.health.patroni {
+            self.word = Word::default();
         }
         let forget = spec.health.credential.is_none() && self.spec.health.credential.is_some();
         let mut old = std::mem::take(&mut self.members);
@@ -344,9 +384,15 @@ impl Cluster {
 
     /// Decides anew who is the primary, and brings every node's role, health and hunting up to date.
     fn settle(&mut self, now: Instant) {
-        let claims: Vec<Claim<'_>> = self.members.iter().map(Member::claim).collect();
-        self.looked |= claims.iter().all(|claim| claim.role == Role::Replica || claim.probed);
+        let threshold = self.spec.health.failure_threshold;
+        let claims: Vec<Claim<'_>> = self.members.iter().map(|member| member.claim(threshold)).collect();
+        let lock = self.lock();
+        let probed = claims.iter().all(|claim| claim.role == Role::Replica || claim.probed);
+        self.looked |= probed && lock != Lock::Unheard;
+        let vouched = self.vouched();
         let known = Known {
+            vouched: vouched.map(|(vouched, _)| vouched),
+            lock,
             primary: self.index_of_last_primary(),
             system: self.system,
             timeline: self.key.timeline,
@@ -355,6 +401,14 @@ impl Cluster {
         };
         let asks = self.spec.health.credential.is_some();
         let decision = primary::decide(&claims, &known, asks);
+        if let Some((Vouched { index, shown: true, .. }, accepted)) = vouched
+            && decision == Decision::Primary(index)
+            && accepted.to.0 > self.key.incarnation
+        {
+            // What was known before has nothing to do with what is now.
+            (self.key.incarnation, self.key.timeline) = accepted.to;
+            self.system = Some(accepted.system);
+        }
         let facts: Option<Facts> = match decision {
             Decision::Primary(i) => claims.get(i).and_then(|claim| claim.facts.copied()),
             Decision::Nobody(_) => None,
@@ -364,7 +418,7 @@ impl Cluster {
             self.key.timeline = self.key.timeline.max(facts.timeline);
         }
         let known = Known { system: self.system, timeline: self.key.timeline, ..known };
-        let unused: Vec<_> = claims
+        let mut unused: Vec<_> = claims
             .iter()
             .enumerate()
             .zip(&self.members)
@@ -373,15 +427,30 @@ impl Cluster {
                 primary::quarantine(i, claim, &known, &decision).or_else(kept)
             })
             .collect();
+        let behind = primary::left_behind(&claims, &decision, &unused);
+        for (unused, _) in unused.iter_mut().zip(behind).filter(|(_, behind)| *behind) {
+            *unused = unused.or(Some(Quarantine::LeftBehind));
+        }
         self.take(&decision);
         let in_force = self.primary.and_then(|i| self.members.get(i));
         // A primary in doubt: the next one is sought before the verdict is spoken.
         let seek = in_force.is_none_or(Member::is_doubted);
         let superseded = self.primary.is_some();
+        self.asked_often =
+            if self.spec.health.patroni.is_some() { self.word.hunted(seek, now) } else { None };
         for (i, (member, unused)) in self.members.iter_mut().zip(unused).enumerate() {
             member.settle(self.primary == Some(i), superseded, unused, now);
             member.settle_hunt(seek, now);
         }
+    }
+
+    /// What the authority outside says of the nodes.
+    fn lock(&self) -> Lock {
+        if self.spec.health.patroni.is_none() {
+            return Lock::None;
+        }
+        let nodes: Vec<&Node> = self.members.iter().map(|member| member.state.node.as_ref()).collect();
+        self.word.lock(&nodes)
     }
 
     /// Makes the decision the one in force.
@@ -443,6 +512,14 @@ fn log_doubt(doubt: Doubt) {
     match doubt {
         Doubt::Waiting => {}
         Doubt::NoneFit => warn!("no primary: no node qualifies, writes wait"),
+        Doubt::LockFree => warn!("no primary: no node holds Patroni's leader lock, writes wait"),
+        Doubt::Contradicted => {
+            warn!(
+                "no primary: the node that holds Patroni's leader lock is in recovery, on an old timeline, of another \
+                 cluster, or configured as a replica; writes wait"
+            );
+        }
+        Doubt::NoWord => error!("no primary: Patroni has to say who it is and does not answer, writes wait"),
         Doubt::Split => error!("no primary: several nodes take writes on the same timeline, writes wait"),
         Doubt::Unpromoted => {
             error!(
@@ -451,6 +528,8 @@ fn log_doubt(doubt: Doubt) {
         }
     }
 }
+
+mod vouch;
 
 #[cfg(test)]
 mod simulation;

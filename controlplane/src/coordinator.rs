@@ -5,13 +5,14 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use helios_proto::model::{Evidence, HealthSettings, NodeName, Snapshot, Spec};
+use helios_proto::model::{Acceptance, Evidence, HealthSettings, NodeName, Snapshot, Spec};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cluster::{Change, Cluster, Event, Held};
+use crate::authority::ask::Asker;
+use crate::cluster::{Change, Cluster, Event, Held, Objection};
 use crate::gate::{Gate, Pass};
 use crate::health::Task;
 use crate::publish::Publisher;
@@ -50,6 +51,8 @@ enum Order {
     Held(Held, oneshot::Sender<()>),
     /// The store holds this latch.
     Latched(Latch, oneshot::Sender<()>),
+    /// May an operator vouch for this node?
+    Judge(String, oneshot::Sender<Result<Acceptance, Objection>>),
 }
 
 /// The loop's own state.
@@ -58,6 +61,8 @@ struct Coordinator {
     publisher: Publisher,
     gate: Gate,
     tasks: Vec<Task>,
+    /// Asks the authority outside, where the configuration has one.
+    asker: Option<Asker>,
     /// The health settings that the tasks were started with.
     health: HealthSettings,
     rounds: watch::Sender<u64>,
@@ -88,6 +93,7 @@ pub(crate) fn start(
         publisher,
         gate,
         tasks: Vec::new(),
+        asker: None,
         health,
         rounds,
         queue: queue.clone(),
@@ -95,6 +101,7 @@ pub(crate) fn start(
         tracker: tracker_of_tasks,
     };
     coordinator.start_tasks();
+    coordinator.start_asker();
     coordinator.gate.pass(&coordinator.cluster, Instant::now());
     tracker.spawn(coordinator.run(events, ordered));
     Handle { snapshots, events: Events { queue, orders }, leading, wanted }
@@ -130,6 +137,13 @@ impl Events {
         if self.orders.send(Order::Latched(latch, answer)).await.is_ok() {
             let _ = done.await;
         }
+    }
+
+    /// What an operator says who vouches for this node; `None`: the core has stopped.
+    pub(crate) async fn acceptance(&self, node: &str) -> Option<Result<Acceptance, Objection>> {
+        let (answer, judged) = oneshot::channel();
+        self.orders.send(Order::Judge(node.to_owned(), answer)).await.ok()?;
+        judged.await.ok()
     }
 
     /// Passes on what a data plane saw. Dropped when the core cannot keep up: there will be more.
@@ -169,6 +183,7 @@ impl Coordinator {
             Order::Reload(spec, answer) => {
                 self.handle(Event::Reload(spec));
                 self.start_tasks();
+                self.start_asker();
                 // Nobody may wait for the answer any more.
                 let open = self.gate.is_open();
                 let _ = answer.send(if open { self.publisher.revision() } else { self.publisher.next() });
@@ -182,6 +197,9 @@ impl Coordinator {
                     self.handle(Event::Held(held));
                 }
                 let _ = answer.send(());
+            }
+            Order::Judge(node, answer) => {
+                let _ = answer.send(self.cluster.acceptance(&node));
             }
             Order::Latched(latch, answer) => {
                 self.gate.latched(latch.clone());
@@ -206,6 +224,19 @@ impl Coordinator {
         for (task, pause) in self.tasks.iter().zip(self.cluster.hunted()) {
             task.hunt(pause);
         }
+        if let Some(asker) = &self.asker {
+            asker.hunt(self.cluster.asked_often());
+        }
+    }
+
+    /// One task that asks the authority outside, as long as the configuration has one.
+    fn start_asker(&mut self) {
+        let wanted = self.cluster.spec().health.patroni.as_ref();
+        if self.asker.as_ref().map(|asker| &asker.settings) == wanted {
+            return;
+        }
+        let wires = (&self.stop, &self.tracker);
+        self.asker = wanted.map(|settings| Asker::start(Arc::clone(settings), self.queue.clone(), wires));
     }
 
     /// One probe task per node, in configuration order: starts the new ones, drops those without a node, and

@@ -126,7 +126,9 @@ fn health(core: &Core) -> String {
     let down = snapshot.nodes.iter().filter(|node| node.health == Health::Down).count();
     let standing = core.keeper.standing();
     let leading = *core.leading.borrow();
-    let well = down == 0 && snapshot.primary.is_some() && standing.up && leading;
+    let provider_up = snapshot.authority.as_ref().map(|authority| authority.up);
+    let well =
+        down == 0 && snapshot.primary.is_some() && standing.up && leading && provider_up.unwrap_or(true);
     let status = if well { "ok" } else { "degraded" };
     let dataplanes = core.fleet.list().iter().filter(|dataplane| dataplane.connected).count();
     let body = serde_json::json!({
@@ -142,6 +144,7 @@ fn health(core: &Core) -> String {
         "leader": standing.leads,
         "control_planes": standing.members.len().max(1),
         "topology_latched": leading,
+        "topology_provider_up": provider_up,
     });
     format!("{body}\n")
 }
@@ -190,6 +193,10 @@ fn metrics_of(core: &Core) -> String {
     family("snapshot_revision", "Revision published last.", &one(snapshot.revision.to_string()));
     family("config_revision", "Revision of the configuration.", &one(snapshot.config_revision.to_string()));
     family("topology_epoch", "Changes of primary so far.", &one(snapshot.epoch.to_string()));
+    if let Some(authority) = &snapshot.authority {
+        let help = "1 if Patroni, which says who may be the primary, answers.";
+        family("topology_provider_up", help, &one(u8::from(authority.up).to_string()));
+    }
     let healthy: Vec<_> = snapshot
         .nodes
         .iter()

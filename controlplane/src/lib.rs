@@ -4,6 +4,7 @@
 //! The walk of an observation: `health` probes, or a data plane's evidence -> `Event` -> `coordinator` (the one loop) ->
 //! `Cluster::apply` (verdicts, `primary`, `lag`) -> `publish` -> a `watch` channel -> [`grpc::discovery`] -> `fanout`
 //! (the bytes, made once for all).
+//! The walk of Patroni's word, where it has the say: `authority` asks -> `Event` -> the same loop.
 //! The walk of a change: [`grpc::management`] -> [`keeper`] -> [`store`] -> `coordinator` -> the same channel -> the
 //! [`fleet`]'s acknowledgements -> the answer.
 //!
@@ -15,6 +16,7 @@
 //! a data plane needs it that lost its control plane; [`app`] is the program.
 
 pub mod app;
+mod authority;
 pub mod budget;
 mod cluster;
 mod coordinator;

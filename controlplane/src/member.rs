@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use helios_proto::model::{Health, HealthSettings, Node, NodeName, NodeOps, NodeState, Role};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::health::{Facts, Failure, Reply, Verdict};
 use crate::primary::{Claim, Quarantine};
@@ -31,6 +31,10 @@ pub(crate) struct Member {
     pub suspect: u32,
     /// The pause between two probes if the node should be probed often.
     pub hunted: Option<Duration>,
+    /// Newest timeline that it was seen to follow, since it was last down or took writes.
+    follows: Option<u32>,
+    /// Good probes in a row that saw it on a timeline older than the last primary's.
+    behind: u32,
     /// Probes in a row without facts.
     without_facts: u32,
     facts_at: Option<Instant>,
@@ -68,6 +72,8 @@ impl Member {
             hot_standby: None,
             suspect: 0,
             hunted: None,
+            follows: None,
+            behind: 0,
             without_facts: 0,
             facts_at: None,
             lag_at: None,
@@ -79,19 +85,26 @@ impl Member {
     /// A node of which somebody else has told the state.
     pub fn resume(state: &NodeState) -> Self {
         let demoted = state.node.role == Role::Primary && state.role == Role::Standby;
+        let unused = state.last_error.as_deref().and_then(Quarantine::from_words);
         Self {
             state: state.clone(),
             verdict: Verdict::resume(state.health),
-            hot_standby: demoted.then_some(true),
-            unused: state.last_error.as_deref().and_then(Quarantine::from_words),
+            hot_standby: (demoted || unused == Some(Quarantine::LeftBehind)).then_some(true),
+            behind: if unused == Some(Quarantine::LeftBehind) { u32::MAX } else { 0 },
+            unused,
             ..Self::new(Arc::clone(&state.node), &BTreeMap::new())
         }
     }
 
     /// Why the node was quarantined, as long as no probe has seen it otherwise: that it is back does not mean that it
-    /// follows.
+    /// follows. Of one that was left behind the count says it.
     pub fn quarantine_kept(&self) -> Option<Quarantine> {
-        self.unused.filter(|_| self.facts.is_none())
+        self.unused.filter(|why| self.facts.is_none() && *why != Quarantine::LeftBehind)
+    }
+
+    /// Whether it was last seen to take writes.
+    pub fn takes_writes(&self) -> bool {
+        self.facts.is_some_and(|facts| !facts.in_recovery)
     }
 
     /// Whether the last that was heard of it was bad.
@@ -110,7 +123,8 @@ impl Member {
         (Arc::clone(node), *role, *health, *recovered_at)
     }
 
-    pub fn claim(&self) -> Claim<'_> {
+    /// `threshold`: so many probes in a row make it certain that it was left behind.
+    pub fn claim(&self, threshold: u32) -> Claim<'_> {
         Claim {
             role: self.state.node.role,
             down: self.verdict.health() == Health::Down,
@@ -118,6 +132,16 @@ impl Member {
             facts: self.facts.as_ref(),
             hot_standby: self.hot_standby,
             barred: self.quarantine_kept().is_some(),
+            left_behind: self.behind >= threshold,
+        }
+    }
+
+    /// Counts the probes in a row that saw a standby on an older timeline than `timeline`, the last primary's. A standby
+    /// follows a promotion a moment later than the promotion itself; one that was left behind does not.
+    pub fn count_behind(&mut self, timeline: u32, now: Instant) {
+        if self.sampled(now).is_some() || self.verdict.health() == Health::Down {
+            let behind = self.follows.is_some_and(|follows| follows < timeline);
+            self.behind = if behind { self.behind.saturating_add(1) } else { 0 };
         }
     }
 
@@ -141,6 +165,11 @@ impl Member {
             self.facts_at = Some(now);
             self.hot_standby = Some(facts.in_recovery);
             self.without_facts = 0;
+            self.follows = match (facts.in_recovery, facts.streams) {
+                (false, _) => None,
+                (true, true) => facts.follows,
+                (true, false) => self.follows.max(facts.follows),
+            };
         } else {
             self.without_facts = self.without_facts.saturating_add(1);
         }
@@ -149,7 +178,7 @@ impl Member {
             self.facts = None;
         }
         if down {
-            self.hot_standby = None;
+            (self.hot_standby, self.follows) = (None, None);
         }
         self.suspect = if down || !serves { 0 } else { self.suspect.saturating_sub(1) };
     }
@@ -194,6 +223,9 @@ impl Member {
         }
         if unused != self.unused {
             match unused {
+                Some(Quarantine::LeftBehind) => {
+                    warn!(node = %name, reason = Quarantine::LeftBehind.words(), "node is quarantined");
+                }
                 Some(why) => error!(node = %name, reason = why.words(), "node is quarantined"),
                 None => info!(node = %name, "node is no longer quarantined"),
             }

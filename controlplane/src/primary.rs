@@ -19,6 +19,8 @@ pub(crate) struct Claim<'a> {
     pub hot_standby: Option<bool>,
     /// It was quarantined, and no probe has seen it otherwise since.
     pub barred: bool,
+    /// A standby that probe after probe was seen on an older timeline than that of the last primary.
+    pub left_behind: bool,
 }
 
 /// What was decided before; never forgotten while the process lives and a node remains.
@@ -34,6 +36,38 @@ pub(crate) struct Known {
     pub looked: bool,
     /// The last decision was that several nodes, or a copy, take writes: without facts nobody is believed.
     pub contested: bool,
+    /// What an authority outside says.
+    pub lock: Lock,
+    /// Whom an operator vouches for.
+    pub vouched: Option<Vouched>,
+}
+
+/// An operator's word for a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Vouched {
+    pub index: usize,
+    /// The node shows what it showed when the word was given.
+    pub shown: bool,
+    /// Timelines up to this one were known then: nobody else is believed on them.
+    pub ceiling: u32,
+}
+
+/// What an authority outside says of who may take writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Lock {
+    /// There is no such authority: probes decide.
+    #[default]
+    None,
+    /// It has not answered yet.
+    Unheard,
+    /// It does not answer, and never has in this life.
+    Unknown,
+    /// It does not answer, or what it said last may be out of date: this node, or none of them.
+    Stale(Option<usize>),
+    /// Nobody may, or somebody who is none of the nodes.
+    Free,
+    /// This node may, and no other.
+    Held(usize),
 }
 
 /// The answer.
@@ -54,6 +88,12 @@ pub(crate) enum Doubt {
     Split,
     /// A node takes writes on the old primary's timeline: it was not promoted but copied.
     Unpromoted,
+    /// The authority outside names nobody, or none of the nodes.
+    LockFree,
+    /// What the node that the authority names shows speaks against it.
+    Contradicted,
+    /// The authority does not answer, and the last primary is not fit or not the only one.
+    NoWord,
 }
 
 /// Why a node that answers is not used all the same.
@@ -63,11 +103,23 @@ pub(crate) enum Quarantine {
     WritableReplica,
     OldTimeline,
     SecondWriter,
+    /// A standby that does not follow the primary's timeline.
+    LeftBehind,
+    /// It takes writes, and the authority outside says that it may not.
+    NoLock,
 }
 
 /// Decides. `asks` says whether probes log in, so that facts can be expected.
 pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decision {
     let waiting = claims.iter().any(|claim| claim.role != Role::Replica && !claim.probed);
+    match known.lock {
+        Lock::None => {}
+        Lock::Unheard if !known.looked => return Decision::Nobody(Doubt::Waiting),
+        Lock::Unheard | Lock::Unknown => return kept(claims, known, known.primary),
+        Lock::Stale(last) => return kept(claims, known, known.primary.filter(|own| Some(*own) == last)),
+        Lock::Free => return Decision::Nobody(Doubt::LockFree),
+        Lock::Held(index) => return held(claims, known, index),
+    }
     if asks && !known.looked && waiting {
         return Decision::Nobody(Doubt::Waiting);
     }
@@ -78,8 +130,14 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
         .enumerate()
         .filter(|(_, claim)| claim.role != Role::Replica && !claim.down)
         .filter_map(|(i, claim)| claim.facts.map(|facts| (i, facts)))
-        .filter(|(_, facts)| !facts.in_recovery && facts.timeline >= known.timeline)
-        .filter(|(_, facts)| system.is_none_or(|system| facts.system == system))
+        .filter(|(_, facts)| !facts.in_recovery)
+        .filter(|(i, facts)| match known.vouched {
+            Some(vouched) if vouched.index == *i && vouched.shown => true,
+            Some(vouched) if facts.timeline <= vouched.ceiling => false,
+            Some(_) | None => {
+                facts.timeline >= known.timeline && system.is_none_or(|system| facts.system == system)
+            }
+        })
         .collect();
     let Some((best, facts)) = writable.iter().max_by_key(|(_, facts)| facts.timeline) else {
         return by_evidence(claims, known, asks);
@@ -88,11 +146,48 @@ pub(crate) fn decide(claims: &[Claim<'_>], known: &Known, asks: bool) -> Decisio
     if equals > 1 || writable.iter().any(|(_, other)| other.system != facts.system) {
         return Decision::Nobody(Doubt::Split);
     }
-    let moved = known.primary.is_some_and(|primary| primary != *best);
+    let vouched = known.vouched.is_some_and(|vouched| vouched.index == *best && vouched.shown);
+    let moved = known.primary.is_some_and(|primary| primary != *best) && !vouched;
     if moved && facts.timeline == known.timeline && known.timeline > 0 {
         return Decision::Nobody(Doubt::Unpromoted);
     }
     Decision::Primary(*best)
+}
+
+/// The node that holds the lock, unless what it shows speaks against it. Who was not the primary has to show itself.
+fn held(claims: &[Claim<'_>], known: &Known, index: usize) -> Decision {
+    let Some(claim) = claims.get(index) else { return Decision::Nobody(Doubt::LockFree) };
+    if claim.down {
+        return Decision::Nobody(Doubt::NoneFit);
+    }
+    let fits = match claim.facts {
+        _ if claim.role == Role::Replica => false,
+        Some(facts) => takes_writes(facts, known),
+        None if known.primary != Some(index) => return Decision::Nobody(Doubt::NoneFit),
+        None => claim.hot_standby != Some(true) && !claim.barred,
+    };
+    if fits { Decision::Primary(index) } else { Decision::Nobody(Doubt::Contradicted) }
+}
+
+/// Without the authority's word: the last primary, if it may go on at all, does so as long as nobody else looks as if it
+/// had been promoted.
+fn kept(claims: &[Claim<'_>], known: &Known, primary: Option<usize>) -> Decision {
+    let Some(index) = primary else { return Decision::Nobody(Doubt::NoWord) };
+    let own = claims.get(index).and_then(|claim| claim.facts).map_or(known.timeline, |facts| facts.timeline);
+    let rival = claims.iter().enumerate().any(|(i, claim)| {
+        let facts = claim.facts.filter(|facts| takes_writes(facts, known) && facts.timeline >= own);
+        i != index && !claim.down && facts.is_some()
+    });
+    match held(claims, known, index) {
+        Decision::Primary(_) if !rival => Decision::Primary(index),
+        Decision::Primary(_) | Decision::Nobody(_) => Decision::Nobody(Doubt::NoWord),
+    }
+}
+
+/// Not in recovery, of this cluster, and not on an older timeline.
+fn takes_writes(facts: &Facts, known: &Known) -> bool {
+    let ours = known.system.is_none_or(|system| facts.system == system);
+    ours && !facts.in_recovery && facts.timeline >= known.timeline
 }
 
 /// Without facts: the last or configured primary until it fails or reports itself a standby; then the one
@@ -150,12 +245,38 @@ pub(crate) fn quarantine(
     if claim.facts.is_some_and(|facts| facts.timeline < known.timeline) {
         return Some(Quarantine::OldTimeline);
     }
+    if known.lock == Lock::Free || matches!(known.lock, Lock::Held(holder) if holder != index) {
+        return Some(Quarantine::NoLock);
+    }
     matches!(decision, Decision::Primary(_) | Decision::Nobody(Doubt::Unpromoted))
         .then_some(Quarantine::SecondWriter)
 }
 
+/// Standbys whose data grow old, since they were left behind by a promotion: not used as long as somebody else can serve
+/// reads, the primary or a standby that follows. `unused`: what else speaks against each node.
+pub(crate) fn left_behind(
+    claims: &[Claim<'_>],
+    decision: &Decision,
+    unused: &[Option<Quarantine>],
+) -> Vec<bool> {
+    let stands_by = |claim: &Claim<'_>| !claim.down && claim.hot_standby != Some(false);
+    let mut others = claims
+        .iter()
+        .zip(unused)
+        .filter(|(claim, unused)| stands_by(claim) && claim.probed && !claim.left_behind && unused.is_none());
+    let served = matches!(decision, Decision::Primary(_)) || others.next().is_some();
+    claims.iter().map(|claim| served && claim.left_behind && claim.hot_standby == Some(true)).collect()
+}
+
 impl Quarantine {
-    const ALL: [Self; 4] = [Self::OtherCluster, Self::WritableReplica, Self::OldTimeline, Self::SecondWriter];
+    const ALL: [Self; 6] = [
+        Self::OtherCluster,
+        Self::WritableReplica,
+        Self::OldTimeline,
+        Self::SecondWriter,
+        Self::LeftBehind,
+        Self::NoLock,
+    ];
 
     /// What [`words`](Self::words) says, back again.
     pub fn from_words(words: &str) -> Option<Self> {
@@ -169,152 +290,13 @@ impl Quarantine {
             Self::WritableReplica => "not used: it takes writes but is configured as a replica",
             Self::OldTimeline => "not used: it takes writes on an old timeline",
             Self::SecondWriter => "not used: it takes writes but is not the primary",
+            Self::NoLock => "not used: it takes writes but does not hold Patroni's leader lock",
+            Self::LeftBehind => {
+                "not used: it follows an old timeline, not that of the primary; point it at the primary"
+            }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const OURS: u64 = 7;
-
-    fn facts(in_recovery: bool, timeline: u32) -> Facts {
-        Facts { in_recovery, system: OURS, timeline, wal: Some(1), replayed: Some(1) }
-    }
-
-    /// `P1` configured primary writable on timeline 1, `Sr` standby in recovery, `R` replica; without facts:
-    /// `?` nothing known, `w` evidence of writable, `h` evidence of hot standby, `x` down, `n` not probed;
-    /// `!` after a timeline: another system.
-    fn decided(nodes: &str, known: Known, asks: bool) -> (Decision, Vec<Option<Quarantine>>) {
-        let parsed: Vec<(Role, char, Option<Facts>)> = nodes
-            .split(' ')
-            .map(|text| {
-                let mut chars = text.chars();
-                let role = match chars.next() {
-                    Some('P') => Role::Primary,
-                    Some('S') => Role::Standby,
-                    _ => Role::Replica,
-                };
-                let what = chars.next().expect("a state");
-                let mut seen = match what {
-                    'r' => Some(facts(true, 0)),
-                    digit => digit.to_digit(10).map(|timeline| facts(false, timeline)),
-                };
-                if let (Some('!'), Some(facts)) = (chars.next(), seen.as_mut()) {
-                    facts.system = 99;
-                }
-                (role, what, seen)
-            })
-            .collect();
-        let claims: Vec<Claim<'_>> = parsed
-            .iter()
-            .map(|(role, what, facts)| Claim {
-                role: *role,
-                down: *what == 'x',
-                probed: *what != 'n',
-                facts: facts.as_ref(),
-                hot_standby: match what {
-                    'w' => Some(false),
-                    'h' => Some(true),
-                    _ => facts.as_ref().map(|facts| facts.in_recovery),
-                },
-                barred: false,
-            })
-            .collect();
-        let decision = decide(&claims, &known, asks);
-        let after = if known.system.is_none() { Known { system: Some(OURS), ..known } } else { known };
-        let unused =
-            claims.iter().enumerate().map(|(i, claim)| quarantine(i, claim, &after, &decision)).collect();
-        (decision, unused)
-    }
-
-    const fn known(primary: usize, timeline: u32) -> Known {
-        Known { primary: Some(primary), system: Some(OURS), timeline, looked: true, contested: false }
-    }
-
-    #[test]
-    fn probes_that_log_in_decide_by_timeline() {
-        use Decision::{Nobody, Primary};
-        use Doubt::{NoneFit, Split, Unpromoted, Waiting};
-        let nothing = Known::default();
-        for (nodes, known, expected) in [
-            ("P1 Sr Rr", nothing, Primary(0)),
-            ("Pr S1 Rr", nothing, Primary(1)),
-            ("Pn Sr", nothing, Nobody(Waiting)),
-            ("P1 Sn", nothing, Nobody(Waiting)),
-            ("P1 Sr Rn", nothing, Primary(0)),
-            ("Px Sr", nothing, Nobody(NoneFit)),
-            ("P? Sr", nothing, Primary(0)),
-            ("P1 S2", nothing, Primary(1)),
-            ("P1 S2 S3", known(0, 1), Primary(2)),
-            ("Px S2 Rr", known(0, 1), Primary(1)),
-            ("P1 S2 Rr", known(1, 2), Primary(1)),
-            ("P1 Sx Rr", known(1, 2), Nobody(NoneFit)),
-            ("P1 Sr", known(1, 2), Nobody(NoneFit)),
-            ("P3 Sr", known(1, 2), Primary(0)),
-            ("Px Sr R2", known(0, 1), Nobody(NoneFit)),
-            ("P1 S1", known(0, 1), Nobody(Split)),
-            ("Px S2 S2", known(0, 1), Nobody(Split)),
-            ("Px S1", known(0, 1), Nobody(Unpromoted)),
-            ("Px S2!", known(0, 1), Nobody(NoneFit)),
-            ("P1 S2!", nothing, Primary(0)),
-            ("Sr S1 S2!", nothing, Nobody(Split)),
-            ("Pr Sr", known(0, 1), Nobody(NoneFit)),
-            ("P? Sr", known(0, 1), Primary(0)),
-            ("P? S2", known(0, 1), Primary(1)),
-            ("Sr Sr", nothing, Nobody(NoneFit)),
-        ] {
-            assert_eq!(decided(nodes, known, true).0, expected, "{nodes} {known:?}");
-        }
-    }
-
-    #[test]
-    fn without_login_configuration_decides_amended_by_evidence() {
-        use Decision::{Nobody, Primary};
-        use Doubt::{NoneFit, Split};
-        let nothing = Known::default();
-        let last = |primary| Known {
-            primary: Some(primary),
-            system: None,
-            timeline: 0,
-            looked: true,
-            contested: false,
-        };
-        for (nodes, known, expected) in [
-            ("Pn Sn", nothing, Primary(0)),
-            ("P? S?", nothing, Primary(0)),
-            ("Px S?", last(0), Nobody(NoneFit)),
-            ("Px Sw", last(0), Primary(1)),
-            ("Px Sw Sw", last(0), Nobody(Split)),
-            ("Px S? Rw", last(0), Nobody(NoneFit)),
-            ("Ph Sw", last(0), Primary(1)),
-            ("Ph Sh", last(0), Nobody(NoneFit)),
-            ("P? Sw", last(0), Primary(0)),
-            ("P? S?", last(1), Primary(1)),
-            ("Pw S?", last(1), Primary(1)),
-            ("Pw Sx", last(1), Primary(0)),
-            ("P? Sx", last(1), Nobody(NoneFit)),
-            ("P? S?", last(0), Primary(0)),
-            ("S? S?", nothing, Nobody(NoneFit)),
-        ] {
-            assert_eq!(decided(nodes, known, false).0, expected, "{nodes} {known:?}");
-        }
-    }
-
-    #[test]
-    fn writers_that_are_not_the_primary_are_not_used() {
-        use Quarantine::{OldTimeline, OtherCluster, SecondWriter, WritableReplica};
-        for (nodes, known, expected) in [
-            ("P1 Sr Rr", known(0, 1), vec![None, None, None]),
-            ("P1 S2 Rr", known(1, 2), vec![Some(OldTimeline), None, None]),
-            ("P1 Sr R2", known(0, 1), vec![None, None, Some(WritableReplica)]),
-            ("P1 Sr! R2!", known(0, 1), vec![None, Some(OtherCluster), Some(OtherCluster)]),
-            ("Px S1 Rr", known(0, 1), vec![None, Some(SecondWriter), None]),
-            ("P1 S1 Rr", known(0, 1), vec![None, None, None]),
-            ("Pw S? Rw", known(1, 0), vec![Some(SecondWriter), None, Some(WritableReplica)]),
-        ] {
-            assert_eq!(decided(nodes, known, true).1, expected, "{nodes}");
-        }
-    }
-}
+mod tests;

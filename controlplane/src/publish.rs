@@ -86,5 +86,6 @@ fn snapshot(cluster: &Cluster, revision: u64) -> Snapshot {
         nodes: cluster.states().cloned().collect(),
         primary: cluster.primary(),
         hold: cluster.hold().cloned(),
+        authority: cluster.authority(),
     }
 }

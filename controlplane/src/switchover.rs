@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use helios_proto::config::{Driver, Switchover as Settings};
-use helios_proto::model::{Evidence, HoldOrder, Node, Snapshot};
+use helios_proto::model::{Evidence, HoldOrder, Node, Patroni, Snapshot};
 use helios_proto::wire::v1::SwitchoverResult;
 pub use helios_proto::wire::v1::switchover_event::{State, Step};
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, watch};
@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use self::preflight::{Plan, Running, Seen};
 use self::sql::{Lsn, Server};
+use crate::authority::patroni::Rest;
 use crate::core::Core;
 use crate::feed::Kind;
 use crate::store::unix_ms;
@@ -84,6 +85,9 @@ enum Fence {
 struct Walk {
     core: Core,
     settings: Settings,
+    driver: Driver,
+    /// Where it is asked, with [`Driver::Patroni`].
+    patroni: Option<Arc<Rest>>,
     ask: Ask,
     words: mpsc::Sender<Word>,
     began: Instant,
@@ -115,6 +119,8 @@ impl Desk {
         let walk = Walk {
             core: self.core.clone(),
             settings: self.settings.clone(),
+            driver: self.settings.driver.unwrap_or(Driver::Sql),
+            patroni: None,
             ask,
             words,
             began: Instant::now(),
@@ -174,13 +180,14 @@ impl Walk {
         let plan = plan.map_err(|problems| problems.join("; "))?;
         (result.from, result.to) = (plan.from.name.to_string(), plan.to.name.to_string());
         let health = self.core.keeper.desired().await.spec.health;
+        self.choose_driver(health.patroni.as_ref())?;
         let credential = self.settings.credential.clone().or(health.credential);
         let credential = credential.ok_or("there is no login: [health] or [switchover] needs a user")?;
         let (old, new) =
             tokio::join!(Server::open(&plan.from, &credential), Server::open(&plan.to, &credential));
         let pair = Pair { old: old?, new: new? };
         let (may_promote, superuser) = pair.new.rights().await?;
-        if self.settings.driver == Driver::Sql {
+        if self.driver == Driver::Sql {
             if !may_promote {
                 let grant = "grant execute on function pg_promote to it, or use another driver";
                 return Err(format!("the login may not call pg_promote: {grant}"));
@@ -197,7 +204,9 @@ impl Walk {
         let lag = written.saturating_sub(reached.replayed);
         let oldest = pair.old.oldest_transaction().await?;
         preflight::servers(&plan, &Seen { lag, streams: reached.streams, oldest }, self.drain_timeout())?;
-        for note in &plan.notes {
+        // Patroni points replicas at the new primary.
+        let left = plan.left.iter().filter(|_| self.driver != Driver::Patroni);
+        for note in plan.notes.iter().chain(left) {
             self.say(Step::Preflight, State::Note, note.clone());
         }
         let count = plan.dataplanes.len();
@@ -208,6 +217,36 @@ impl Walk {
         );
         self.say(Step::Preflight, State::Done, text);
         Ok((plan, pair))
+    }
+
+    /// Where Patroni leads, nobody else may promote by SQL: it would take that for a failure.
+    fn choose_driver(&mut self, patroni: Option<&Arc<Patroni>>) -> Result<(), String> {
+        self.driver = match (self.settings.driver, patroni) {
+            (Some(Driver::Sql), Some(_)) => {
+                let instead = "set driver = \"patroni\" in [switchover], or run patronictl switchover";
+                return Err(format!(
+                    "Patroni leads this cluster and would undo a promotion by SQL: {instead}"
+                ));
+            }
+            (Some(Driver::Patroni), None) => {
+                return Err(
+                    "driver = \"patroni\" in [switchover] needs provider = \"patroni\" in [topology]"
+                        .to_owned(),
+                );
+            }
+            (None, Some(_)) => Driver::Patroni,
+            (given, _) => given.unwrap_or(Driver::Sql),
+        };
+        let needed = patroni.filter(|_| self.driver == Driver::Patroni);
+        self.patroni = needed.map(|settings| Arc::new(Rest::new(Arc::clone(settings))));
+        Ok(())
+    }
+
+    async fn ask_patroni(&self, plan: &Plan) -> Result<(), String> {
+        let rest = self.patroni.as_ref().ok_or("Patroni is not the provider")?;
+        let name = async |node: &Node| rest.name_of((node.name.as_str(), &node.host, node.port)).await;
+        let (from, to) = (name(&plan.from).await?, name(&plan.to).await?);
+        rest.switchover(&from, &to, self.settings.promote_timeout).await
     }
 
     /// Everything up to the promotion.
@@ -296,7 +335,10 @@ impl Walk {
     /// The old primary takes no more writes.
     async fn stop(&mut self, plan: &Plan, pair: &Pair) -> Result<(), String> {
         let name = &plan.from.name;
-        match (&self.settings.stop, self.settings.driver) {
+        match (&self.settings.stop, self.driver) {
+            (_, Driver::Patroni) => {
+                self.say(Step::Stop, State::Note, format!("Patroni stops {name}"));
+            }
             (Some(stop), _) => {
                 self.say(Step::Stop, State::Begun, format!("stopping {name}"));
                 // Whatever comes of it, it may have stopped.
@@ -339,8 +381,9 @@ impl Walk {
     async fn promote(&mut self, plan: &Plan, pair: &Pair) -> Result<(), String> {
         let (name, limit) = (plan.to.name.clone(), self.settings.promote_timeout);
         self.hold(plan, limit).await?;
-        self.say(Step::Promote, State::Begun, format!("promoting {name} ({})", self.settings.driver));
-        let promoted = match self.settings.driver {
+        self.say(Step::Promote, State::Begun, format!("promoting {name} ({})", self.driver));
+        let promoted = match self.driver {
+            Driver::Patroni => self.ask_patroni(plan).await,
             Driver::Sql => pair.new.promote(limit).await,
             Driver::Exec => {
                 let promote = self.settings.promote.as_deref().unwrap_or_default();
@@ -392,6 +435,10 @@ impl Walk {
     }
 
     async fn rejoin(&mut self, plan: &Plan) {
+        if self.driver == Driver::Patroni {
+            let text = format!("Patroni makes {} a standby", plan.from.name);
+            return self.say(Step::Rejoin, State::Note, text);
+        }
         let Some(rejoin) = self.settings.rejoin.clone() else {
             let text =
                 format!("{} is no standby yet: rebuild it, for instance with pg_rewind", plan.from.name);

@@ -300,6 +300,7 @@ fn seed(spec: &Spec) -> Snapshot {
         nodes: spec.nodes.iter().map(state).collect(),
         primary: spec.nodes.iter().position(|node| node.role == Role::Primary),
         hold: None,
+        authority: None,
     }
 }
 

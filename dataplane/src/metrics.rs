@@ -321,4 +321,8 @@ fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], serving: usi
     gauge_of("workers_serving", "Workers that get sessions now.", serving);
     gauge_of("snapshot_revision", "Revision of the snapshot in force.", view.snapshot.revision);
     gauge_of("topology_epoch", "Changes of primary so far.", view.snapshot.epoch);
+    if let Some(authority) = &view.snapshot.authority {
+        let help = "1 if Patroni, which says who may be the primary, answers.";
+        gauge_of("topology_provider_up", help, u64::from(authority.up));
+    }
 }

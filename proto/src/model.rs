@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,20 @@ pub struct NodeOps {
     pub reconnect: u64,
     /// The node is about to hand its part over. Data planes see it as [`Snapshot::hold`].
     pub hold: Option<HoldOrder>,
+    /// An operator vouches for the node as the primary.
+    pub accepted: Option<Acceptance>,
+}
+
+/// An operator's word that a node is the primary, where probes could not tell. It holds for the topology that it was given
+/// for, and the one that it led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acceptance {
+    /// Incarnation and highest timeline when it was given.
+    pub from: (u32, u32),
+    /// Incarnation and timeline that it leads to; the timeline is what the node showed.
+    pub to: (u32, u32),
+    /// System identifier that the node showed.
+    pub system: u64,
 }
 
 /// An order of a switchover: new work for the node waits.
@@ -208,6 +223,23 @@ pub struct HealthSettings {
     pub success_threshold: u32,
     /// Login of the probe; `None`: the probe only checks that the server answers.
     pub credential: Option<ProbeCredential>,
+    /// `[topology] provider = "patroni"`: who may be the primary is Patroni's to say; `None`: the probes' alone.
+    pub patroni: Option<Arc<Patroni>>,
+}
+
+/// Where Patroni is asked who holds its leader lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patroni {
+    /// `http://host:port` or `https://host:port` of each member's REST API; never empty.
+    pub endpoints: Vec<String>,
+    /// Pause between two questions while all is well.
+    pub interval: Duration,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+    /// PEM file of the authorities of the members' certificates; needed with https.
+    pub ca: Option<PathBuf>,
+    /// User and password for what changes something; never sent to a data plane.
+    pub login: Option<(String, Secret)>,
 }
 
 /// Login of the health probe.
@@ -434,6 +466,17 @@ pub struct Snapshot {
     pub primary: Option<usize>,
     /// A switchover is on its way.
     pub hold: Option<Hold>,
+    /// What is known of the authority that says who may be the primary; `None`: there is none but the probes.
+    pub authority: Option<Authority>,
+}
+
+/// What is known of an authority outside, such as Patroni.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Authority {
+    /// It answered when it was asked last.
+    pub up: bool,
+    /// Who may be the primary, by the authority's name for it, as heard last; `None`: nobody.
+    pub holder: Option<String>,
 }
 
 /// Which topology is newer, whoever found it out: compared in the order of the fields.
@@ -519,6 +562,7 @@ impl Default for HealthSettings {
             failure_threshold: 3,
             success_threshold: 2,
             credential: None,
+            patroni: None,
         }
     }
 }

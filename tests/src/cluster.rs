@@ -17,9 +17,9 @@ use crate::{eventually, free_port};
 /// How long a server may take to start, follow or stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The unprivileged user that servers run as when the tests run as root.
-const SERVER_USER: &str = "postgres";
+pub(crate) const SERVER_USER: &str = "postgres";
 /// Ends every server of the directory `$1` and removes it.
-const CLEAN_UP: &str = r#"
+pub(crate) const CLEAN_UP: &str = r#"
 for f in "$1"/*/postmaster.pid; do [ -f "$f" ] && kill -QUIT "$(head -n 1 "$f")"; done
 for i in 1 2 3 4 5 6 7 8 9 10; do
   alive=; for f in "$1"/*/postmaster.pid; do [ -f "$f" ] && kill -0 "$(head -n 1 "$f")" && alive=1; done
@@ -46,8 +46,8 @@ pub struct Node {
     pub role: Role,
     /// Its port on 127.0.0.1.
     pub port: u16,
-    data: PathBuf,
-    sockets: PathBuf,
+    pub(crate) data: PathBuf,
+    pub(crate) sockets: PathBuf,
 }
 
 /// A running cluster; ends with its last owner.
@@ -70,12 +70,12 @@ pub fn long_role() -> String {
     "u".repeat(63)
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
 }
 
 /// Directory with `initdb` and the other programs of the newest installed PostgreSQL.
-fn programs() -> PathBuf {
+pub(crate) fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed (make setup)");
     let mut found: Vec<(u32, PathBuf)> = versions
         .flatten()
@@ -88,7 +88,11 @@ fn programs() -> PathBuf {
 
 /// A server program as the unprivileged user, with `dir` as its working directory.
 fn server_command(program: &str, dir: &Path) -> Command {
-    let path = programs().join(program);
+    unprivileged(&programs().join(program), dir)
+}
+
+/// Any program as the unprivileged user.
+pub(crate) fn unprivileged(path: &Path, dir: &Path) -> Command {
     let mut command = if is_root() {
         let mut c = Command::new("setpriv");
         c.arg(format!("--reuid={SERVER_USER}")).arg(format!("--regid={SERVER_USER}")).arg("--init-groups");
@@ -129,7 +133,7 @@ timezone = 'UTC'
 lc_messages = 'C'
 ";
 
-const HBA: &str = "
+pub(crate) const HBA: &str = "
 local all all trust
 host replication all 127.0.0.1/32 trust
 host all md5user 127.0.0.1/32 md5
@@ -190,7 +194,7 @@ impl Node {
         self.restart_with("select 1");
     }
 
-    fn try_superuser(&self) -> Result<Client, postgres::Error> {
+    pub(crate) fn try_superuser(&self) -> Result<Client, postgres::Error> {
         postgres::Config::new()
             .host_path(&self.sockets)
             .port(self.port)
@@ -310,6 +314,21 @@ fn run_detached(mut command: Command, data: &Path) {
     assert!(status.success(), "{command:?}: {log}");
 }
 
+/// The roles and tables that tests use, as statements.
+pub(crate) fn roles() -> String {
+    let long = long_role();
+    let mut sql = String::new();
+    for role in ["app", "md5user", "clear", "trusty", &long] {
+        let encryption = if role == "md5user" { "md5" } else { "scram-sha-256" };
+        sql += &format!("set password_encryption = '{encryption}'; ");
+        sql += &format!("create role {role} login password '{}'; ", password(role));
+    }
+    sql + "grant all on schema public to public; \
+           create table copy_target (i int); grant all on copy_target to public; \
+           create table counter (id int primary key, n int); insert into counter values (1, 0), (2, 0); \
+           grant all on counter to public;"
+}
+
 /// Connection settings of `role` on `port` of this machine.
 #[must_use]
 pub fn client_config(port: u16, role: &str) -> postgres::Config {
@@ -406,18 +425,7 @@ impl Cluster {
         std::fs::write(node.data.join("pg_hba.conf"), HBA).unwrap();
         Self::configure(node);
         node.start();
-        let long = long_role();
-        let mut sql = String::new();
-        for role in ["app", "md5user", "clear", "trusty", &long] {
-            let encryption = if role == "md5user" { "md5" } else { "scram-sha-256" };
-            sql += &format!("set password_encryption = '{encryption}'; ");
-            sql += &format!("create role {role} login password '{}'; ", password(role));
-        }
-        sql += "grant all on schema public to public; \
-                create table copy_target (i int); grant all on copy_target to public; \
-                create table counter (id int primary key, n int); insert into counter values (1, 0), (2, 0); \
-                grant all on counter to public;";
-        node.superuser().batch_execute(&sql).unwrap();
+        node.superuser().batch_execute(&roles()).unwrap();
     }
 
     fn make_standby(&self, node: &Node) {

@@ -1,5 +1,5 @@
 //! Harness: real PostgreSQL clusters ([`Cluster`]), the proxy as a process ([`Proxy`]), control planes for a fleet of
-//! them ([`ControlPlane`]), etcd behind these ([`Etcd`]), clients
+//! them ([`ControlPlane`]), etcd behind these ([`Etcd`]), clusters that Patroni leads ([`Patroni`]), clients
 //! that check every answer ([`Load`]), networks that can be cut ([`Net`]), and a client that sends any bytes ([`Raw`]). Everything that it starts ends with the test process, also when that is killed ([`guard`]).
 //! Never mocks a server, never waits a fixed time: it asks again until an answer is there or a deadline has passed.
 // Test code: a broken assumption has to stop the test, loudly and where it happens.
@@ -13,6 +13,7 @@ pub mod heliosctl;
 pub mod http;
 pub mod load;
 pub mod net;
+pub mod patroni;
 pub mod pki;
 pub mod proxy;
 pub mod raw;
@@ -27,6 +28,7 @@ pub use etcd::Etcd;
 pub use heliosctl::Heliosctl;
 pub use load::Load;
 pub use net::Net;
+pub use patroni::Patroni;
 pub use pki::Pki;
 pub use proxy::{Config, Proxy};
 pub use raw::{Message, Raw};

@@ -15,6 +15,7 @@ use crate::cluster::{Cluster, Node, Role, client_config};
 use crate::guard::{Guard, signal};
 use crate::http::{self, Metrics};
 use crate::net::Net;
+use crate::patroni::Patroni;
 use crate::raw::{Hello, Raw};
 use crate::{cluster, eventually};
 
@@ -67,6 +68,22 @@ impl Config {
     #[must_use]
     pub fn primary_only(cluster: &Cluster) -> Self {
         Self::with_nodes(&[cluster.primary()])
+    }
+
+    /// In front of every server of a cluster that Patroni leads, with Patroni as the provider.
+    #[must_use]
+    pub fn of_patroni(patroni: &Patroni) -> Self {
+        let mut config = Self::with_nodes(&patroni.nodes.iter().collect::<Vec<_>>());
+        let _ = write!(
+            config.more,
+            "[topology]\nprovider = \"patroni\"\npatroni_endpoints = {}\npoll_interval_secs = 0.5\n\
+             patroni_user = \"api\"\npatroni_password = \"api-secret\"\n",
+            patroni.endpoints()
+        );
+        if let Some(pki) = &patroni.pki {
+            let _ = writeln!(config.more, "patroni_ca_file = \"{}\"", pki.file("ca.pem"));
+        }
+        config
     }
 
     fn with_nodes(nodes: &[&Node]) -> Self {

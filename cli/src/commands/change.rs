@@ -124,6 +124,20 @@ pub(super) async fn node(out: Out, session: &mut Session, verb: NodeVerb) -> Don
     }
 }
 
+/// Vouches for a node as the primary.
+pub(super) async fn accept(
+    out: Out,
+    session: &mut Session,
+    (name, yes): (String, bool),
+    until: Wait,
+) -> Done {
+    no_idle(until)?;
+    out.confirm(yes, &format!("{name} will take the writes; what only other nodes have is lost to clients"))?;
+    let request = v1::AcceptPrimaryRequest { name: name.clone(), wait: wait(session, until) };
+    let reply = session.change(async |c| c.accept_primary(request).await).await?;
+    tell(out, until, &format!("node {name} accepted as the primary"), &name, &reply)
+}
+
 async fn set(
     out: Out,
     session: &mut Session,

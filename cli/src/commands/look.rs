@@ -1,9 +1,10 @@
-//! Commands that only read. Each asks once, or follows a stream.
+//! Commands that only read, but for one that `topology` has. Each asks once, or follows a stream.
 
 use helios_proto::wire::v1;
 use v1::event::Kind;
 
 use super::Done;
+use super::change;
 use super::watch::{self, Item};
 use crate::args::Watch;
 use crate::client::Session;
@@ -119,6 +120,7 @@ pub(super) async fn topology(out: Out, session: &mut Session, verb: TopologyVerb
             out.show(|| topology_tree(&status, &nodes), || status.primary.clone(), table)?;
             Ok(Exit::Ok)
         }
+        TopologyVerb::Accept { node, yes, wait } => change::accept(out, session, (node, yes), wait).await,
         TopologyVerb::Watch => {
             follow(out, session, 0, |kind| {
                 matches!(kind, Kind::Topology | Kind::Health | Kind::Gap | Kind::Watching)

@@ -53,12 +53,30 @@ impl Stage {
 
     /// A writable node on this timeline and WAL position.
     fn writes(&mut self, node: usize, timeline: u32, wal: u64) -> Change {
-        let facts = Facts { in_recovery: false, system: 7, timeline, wal: Some(wal), replayed: None };
+        let facts = Facts {
+            in_recovery: false,
+            system: 7,
+            timeline,
+            follows: None,
+            streams: false,
+            wal: Some(wal),
+            replayed: None,
+        };
         self.outcome(node, Ok(Reply { latency: Duration::from_millis(1), facts: Some(facts) }))
     }
 
     fn replays(&mut self, node: usize, wal: u64) -> Change {
-        let facts = Facts { in_recovery: true, system: 7, timeline: 0, wal: Some(wal), replayed: Some(wal) };
+        self.follows(node, None, wal)
+    }
+
+    /// A standby on this timeline and WAL position.
+    fn follows(&mut self, node: usize, follows: Option<u32>, wal: u64) -> Change {
+        self.stands_by(node, (follows, true), wal)
+    }
+
+    fn stands_by(&mut self, node: usize, (follows, streams): (Option<u32>, bool), wal: u64) -> Change {
+        let (wal, replayed) = (Some(wal), Some(wal));
+        let facts = Facts { in_recovery: true, system: 7, timeline: 0, follows, streams, wal, replayed };
         self.outcome(node, Ok(Reply { latency: Duration::from_millis(1), facts: Some(facts) }))
     }
 
@@ -210,6 +228,125 @@ fn two_writers_on_one_timeline_stop_writes_until_one_gives_in() {
     assert_eq!(stage.primary(), None);
     stage.replays(1, 100);
     assert_eq!((stage.primary(), stage.cluster.key().epoch), (Some("primary"), 1));
+}
+
+#[test]
+fn a_standby_left_behind_by_a_promotion_is_not_used_until_it_follows() {
+    let mut stage = Stage::new(&format!("{LOGIN}{THREE}"));
+    let why = "not used: it follows an old timeline, not that of the primary; point it at the primary";
+    stage.writes(0, 1, 100);
+    stage.follows(1, Some(1), 100);
+    stage.follows(2, Some(1), 100);
+    stage.writes(1, 2, 110);
+    assert_eq!(stage.primary(), Some("standby"));
+    for _ in 0..2 {
+        stage.follows(2, Some(1), 100);
+        assert_eq!(stage.state(2).health, Health::Up, "it may be about to follow");
+    }
+    assert_eq!(stage.follows(2, Some(1), 100), Change::State);
+    assert_eq!((stage.state(2).health, stage.state(2).last_error.as_deref()), (Health::Down, Some(why)));
+    // Nobody else can serve reads: old data are better than none.
+    stage.goes_down(0);
+    stage.goes_down(1);
+    assert_eq!((stage.primary(), stage.state(2).health), (None, Health::Up));
+    stage.writes(1, 2, 120);
+    stage.writes(1, 2, 120);
+    assert_eq!((stage.primary(), stage.state(2).health), (Some("standby"), Health::Down));
+    assert_eq!(stage.follows(2, Some(2), 130), Change::State);
+    assert_eq!((stage.state(2).health, stage.state(2).last_error.as_deref()), (Health::Up, None));
+    // Without a receiver the server may know less than was seen before.
+    for _ in 0..5 {
+        stage.stands_by(2, (Some(1), false), 130);
+    }
+    assert_eq!(stage.state(2).health, Health::Up);
+    // A login that may not see it accuses nobody.
+    stage.goes_down(2);
+    for _ in 0..5 {
+        stage.replays(2, 130);
+    }
+    assert_eq!(stage.state(2).health, Health::Up);
+}
+
+/// The configuration with an operator's word for this node.
+fn accept(stage: &mut Stage, name: &str) -> Result<(), Objection> {
+    let accepted = stage.cluster.acceptance(name)?;
+    let mut spec = stage.cluster.spec().clone();
+    spec.ops.values_mut().for_each(|marks| marks.accepted = None);
+    spec.ops.entry(NodeName::new(name)).or_default().accepted = Some(accepted);
+    stage.cluster.apply(Event::Reload(spec), stage.now);
+    Ok(())
+}
+
+#[test]
+fn an_operator_vouches_for_one_of_two_writers_until_somebody_is_promoted() {
+    let mut stage = Stage::new(&format!("{LOGIN}{THREE}"));
+    let why = |stage: &mut Stage, name: &str| match accept(stage, name) {
+        Err(Objection::NotNow(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    assert!(why(&mut stage, "standby").contains("looked at"));
+    stage.writes(0, 1, 100);
+    stage.replays(1, 100);
+    stage.replays(2, 100);
+    assert!(why(&mut stage, "standby").contains("primary is the primary"));
+    assert_eq!(accept(&mut stage, "nobody"), Err(Objection::Unknown));
+    stage.writes(1, 1, 100);
+    assert_eq!(stage.primary(), None);
+    assert!(why(&mut stage, "replica-1").contains("role"));
+    let before = stage.cluster.key();
+    accept(&mut stage, "standby").unwrap();
+    assert_eq!(stage.primary(), Some("standby"));
+    assert_eq!(stage.cluster.key(), TopologyKey { epoch: before.epoch + 1, ..before });
+    assert_eq!(
+        stage.state(0).last_error.as_deref(),
+        Some("not used: it takes writes but is not the primary")
+    );
+    // It lasts: over probes, a restart, and in a data plane that is alone.
+    stage.writes(0, 1, 200);
+    stage.writes(1, 1, 200);
+    assert_eq!(stage.primary(), Some("standby"));
+    let latch = stage.cluster.latch();
+    let mut again = Stage { cluster: Cluster::new(stage.cluster.spec().clone(), &latch), ..stage };
+    again.writes(0, 1, 200);
+    again.writes(1, 1, 200);
+    again.replays(2, 200);
+    assert_eq!((again.primary(), again.cluster.key()), (Some("standby"), latch.key()));
+    let (_, snapshots) = crate::publish::Publisher::new(&again.cluster, 0, again.now);
+    let snapshot = snapshots.borrow().as_ref().clone();
+    let mut alone = Stage { cluster: Cluster::resume(&snapshot), nodes: again.nodes.clone(), now: again.now };
+    alone.writes(0, 1, 300);
+    alone.writes(1, 1, 300);
+    assert_eq!(alone.primary(), Some("standby"));
+    // When it fails the other one does not take its place, but who is promoted does.
+    again.goes_down(1);
+    assert_eq!(again.primary(), None);
+    again.writes(0, 2, 300);
+    assert_eq!(again.primary(), Some("primary"));
+    again.goes_down(0);
+    again.writes(1, 1, 300);
+    again.writes(1, 1, 300);
+    assert_eq!(again.primary(), None, "the word was for another topology");
+}
+
+#[test]
+fn an_older_timeline_is_accepted_as_a_new_incarnation() {
+    let mut stage = Stage::new(&format!("{LOGIN}{THREE}"));
+    stage.writes(0, 1, 100);
+    stage.replays(1, 100);
+    stage.replays(2, 100);
+    stage.writes(1, 2, 100);
+    stage.writes(0, 1, 100);
+    stage.goes_down(1);
+    assert_eq!(stage.primary(), None);
+    let before = stage.cluster.key();
+    accept(&mut stage, "primary").unwrap();
+    let TopologyKey { incarnation, timeline, .. } = stage.cluster.key();
+    assert_eq!((stage.primary(), incarnation, timeline), (Some("primary"), before.incarnation + 1, 1));
+    assert!(stage.cluster.key() > before && stage.state(0).health == Health::Up);
+    // The one that was lost comes back: it was not promoted from this one.
+    stage.writes(1, 2, 200);
+    stage.writes(1, 2, 200);
+    assert_eq!((stage.primary(), stage.state(1).health), (Some("primary"), Health::Down));
 }
 
 #[test]

@@ -59,6 +59,7 @@ fn first() -> Snapshot {
         nodes: Vec::new(),
         primary: Some(0),
         hold: None,
+        authority: None,
     };
     first.nodes = spec.nodes.iter().map(state).collect();
     first

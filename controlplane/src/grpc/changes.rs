@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use super::auth::Caller;
 use super::management::{Reply, Service};
 use super::show;
+use crate::cluster::Objection;
 use crate::document;
 use crate::feed::{Feed, Kind};
 use crate::keeper::{self, Changed, Keeper, Refusal};
@@ -126,6 +127,25 @@ impl Service {
                     let marks = ops.entry(node.name.clone()).or_default();
                     set(marks, primary.as_ref() == Some(&node.name))?;
                 }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Vouches for a node as the primary. One node at a time: a new word takes the place of an old one.
+    pub(super) async fn accept(&self, change: &Change, name: &str) -> Result<Changed, Refusal> {
+        if name.is_empty() {
+            return Err(Refusal::Wrong("name is missing".to_owned()));
+        }
+        let judged = self.keeper.events().acceptance(name).await.ok_or(Refusal::Stopping)?;
+        let accepted = judged.map_err(|objection| match objection {
+            Objection::Unknown => Refusal::NotFound(format!("there is no node {name:?}")),
+            Objection::NotNow(text) => Refusal::NotNow(text),
+        })?;
+        self.keeper
+            .mark(Some(change.record("ok".to_owned())), |_, ops| {
+                ops.values_mut().for_each(|marks| marks.accepted = None);
+                ops.entry(NodeName::new(name)).or_default().accepted = Some(accepted);
                 Ok(())
             })
             .await

@@ -144,6 +144,9 @@ impl Management for Service {
             store_up: standing.up,
             control_planes: standing.members,
             leader: standing.leader.unwrap_or_default(),
+            provider: snapshot.authority.as_ref().map(|_| "patroni".to_owned()).unwrap_or_default(),
+            provider_up: snapshot.authority.as_ref().is_some_and(|authority| authority.up),
+            lock_holder: snapshot.authority.as_ref().and_then(|a| a.holder.clone()).unwrap_or_default(),
         }))
     }
 
@@ -165,6 +168,14 @@ impl Management for Service {
             (format!("{}{}", sent.name, if sent.force { " by force" } else { "" }), sent.wait)
         })?;
         let result = self.remove(&change, &sent).await;
+        self.finish(change, result).await
+    }
+
+    async fn accept_primary(&self, request: Request<v1::AcceptPrimaryRequest>) -> Reply<v1::ChangeReply> {
+        let (change, sent) = Change::of(request, "AcceptPrimary", |sent: &v1::AcceptPrimaryRequest| {
+            (sent.name.clone(), sent.wait)
+        })?;
+        let result = self.accept(&change, &sent.name).await;
         self.finish(change, result).await
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use helios_proto::config::Problem;
-use helios_proto::model::{Health, NodeState, PoolMode, Snapshot};
+use helios_proto::model::{Authority, Health, NodeState, PoolMode, Snapshot};
 use helios_proto::wire::{self, v1};
 
 use crate::fleet::Dataplane;
@@ -138,6 +138,16 @@ pub(super) fn problems(snapshot: &Snapshot, fleet: &[Dataplane], standalone: boo
     let mut found = Vec::new();
     if snapshot.primary.is_none() {
         found.push("There is no primary; writes wait.".to_owned());
+    }
+    match &snapshot.authority {
+        Some(Authority { up: false, .. }) => {
+            found
+                .push("Patroni does not answer; until it does no other node becomes the primary.".to_owned());
+        }
+        Some(Authority { holder: None, .. }) => {
+            found.push("Nobody holds Patroni's leader lock.".to_owned());
+        }
+        Some(_) | None => {}
     }
     for state in snapshot.nodes.iter().filter(|state| state.health == Health::Down) {
         let why = state.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();

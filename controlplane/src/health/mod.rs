@@ -26,6 +26,10 @@ pub(crate) struct Facts {
     pub system: u64,
     /// Timeline of a node that takes writes; 0 if it has none or is in recovery.
     pub timeline: u32,
+    /// Timeline that a node in recovery follows; `None`: not in recovery, or the login may not see it.
+    pub follows: Option<u32>,
+    /// It has a receiver, which says so; else that is the least, and it may be further.
+    pub streams: bool,
     /// WAL position written (in recovery: received), in bytes.
     pub wal: Option<u64>,
     /// WAL position replayed, in bytes; only in recovery.

@@ -22,13 +22,20 @@ use super::{Facts, Failure, FailureKind, Reply};
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// In one round trip: in recovery, system identifier, timeline in hex (the running one, which
-/// `pg_control_checkpoint` would show only after a checkpoint), WAL written or received, WAL replayed.
+/// `pg_control_checkpoint` would show only after a checkpoint), WAL written or received, WAL replayed, the timeline that
+/// a standby follows: what its receiver says (NULL to a login without `pg_monitor`), without a receiver what it has
+/// replayed at least.
 const PROBE: &str = "SELECT pg_is_in_recovery(), \
     (SELECT system_identifier FROM pg_control_system()), \
     CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
     pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, \
     '0/0')::int8, \
-    pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::int8";
+    pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::int8, \
+    CASE WHEN NOT pg_is_in_recovery() THEN NULL \
+    WHEN EXISTS (SELECT FROM pg_stat_wal_receiver) THEN (SELECT received_tli FROM pg_stat_wal_receiver) \
+    ELSE greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
+    (SELECT min_recovery_end_timeline FROM pg_control_recovery())) END, \
+    EXISTS (SELECT FROM pg_stat_wal_receiver)";
 
 /// Probes one node.
 pub(crate) struct Prober {
@@ -180,10 +187,13 @@ fn facts(row: &Row) -> Result<Facts, tokio_postgres::Error> {
     let timeline: Option<&str> = row.try_get(2)?;
     let wal: Option<i64> = row.try_get(3)?;
     let replayed: Option<i64> = row.try_get(4)?;
+    let follows: Option<i32> = row.try_get(5)?;
     Ok(Facts {
         in_recovery: row.try_get(0)?,
         system: system.cast_unsigned(),
         timeline: timeline.and_then(|hex| u32::from_str_radix(hex, 16).ok()).unwrap_or(0),
+        follows: follows.and_then(|timeline| u32::try_from(timeline).ok()).filter(|timeline| *timeline > 0),
+        streams: row.try_get(6)?,
         wal: wal.and_then(|lsn| u64::try_from(lsn).ok()),
         replayed: replayed.and_then(|lsn| u64::try_from(lsn).ok()),
     })

@@ -64,6 +64,7 @@ mod tests {
             failure_threshold: 3,
             success_threshold: 2,
             credential: None,
+            patroni: None,
         };
         let mut verdict = Verdict::new();
         probes.chars().for_each(|probe| verdict.observe(probe == '+', &settings));

@@ -24,6 +24,8 @@ pub struct Plan {
     pub dataplanes: Vec<String>,
     /// What the operator should know.
     pub notes: Vec<String>,
+    /// The same about nodes that somebody has to point at the new primary.
+    pub left: Option<String>,
 }
 
 /// The plan, or every reason against it.
@@ -55,14 +57,12 @@ pub fn plan(snapshot: &Snapshot, fleet: &[Dataplane], to: &str) -> Result<Plan, 
         .filter(|name| **name != from.node.name && **name != to.node.name)
         .map(NodeName::as_str)
         .collect();
-    if !others.is_empty() {
+    let left = (!others.is_empty()).then(|| {
         let (others, old, new) = (others.join(", "), &from.node.name, &to.node.name);
-        notes.push(format!(
-            "if {others} streams from {old}, point it at {new} afterwards, or its data grow old"
-        ));
-    }
+        format!("if {others} streams from {old}, point it at {new} afterwards, or it is not used any more")
+    });
     let dataplanes = connected().map(|dataplane| dataplane.identity.id.clone()).collect();
-    Ok(Plan { from: Arc::clone(&from.node), to: Arc::clone(&to.node), dataplanes, notes })
+    Ok(Plan { from: Arc::clone(&from.node), to: Arc::clone(&to.node), dataplanes, notes, left })
 }
 
 /// The node of this name; without one, the only standby that is up.

@@ -12,6 +12,8 @@ pub enum Section {
     LoadBalancer,
     /// `[health]`
     Health,
+    /// `[topology]`
+    Topology,
     /// `[limits]`
     Limits,
     /// `[auth]`
@@ -151,6 +153,15 @@ keys! {
         password: Secret, Absent, "Password of that role.";
         database: Text, Fallback::Text("postgres"), "Database of the probe; only with user.";
     }
+    Topology {
+        provider: Word(&["postgres", "patroni"]), Fallback::Text("postgres"), "Who says which node may be the primary: the nodes' own timelines, or Patroni's leader lock.";
+        poll_interval_secs: Seconds(100), Number(1), "Pause between two questions to Patroni while all is well.";
+        patroni_endpoints: Texts, Absent, "REST addresses of Patroni's members, such as \"http://db-1:8008\"; needed with provider = \"patroni\" and only then.";
+        patroni_timeout_secs: Seconds(10), Number(2), "Longest wait for Patroni's answer.";
+        patroni_ca_file: Text, Absent, "PEM file of the authorities of the members' certificates; needed with https.";
+        patroni_user: Text, Absent, "User of Patroni's REST API, for heliosctl switchover; by default none.";
+        patroni_password: Secret, Absent, "Password of that user.";
+    }
     Limits {
         max_client_connections: Whole("connections", 0, ANY), Number(0), "Client connections in all; 0: no limit.";
         max_client_connections_per_user: Whole("connections", 0, ANY), Number(0), "Client connections of one user; 0: no limit.";
@@ -222,7 +233,7 @@ keys! {
         password: Secret, Absent, "Password of that user.";
     }
     Switchover {
-        driver: Word(&["sql", "exec", "manual"]), Fallback::Text("sql"), "Who promotes: pg_promote(), promote_command, or an operator.";
+        driver: Word(&["sql", "exec", "manual", "patroni"]), Absent, "Who promotes: pg_promote(), promote_command, an operator, or Patroni; by default Patroni where it is the provider, else pg_promote().";
         user: Text, Absent, "Role that may promote and fence; by default that of [health].";
         password: Secret, Absent, "Password of that role.";
         stop_command: Text, Absent, "Stops the old primary; without it the old primary is made read-only by SQL.";
@@ -270,7 +281,7 @@ keys! {
 }
 
 /// Sections that later versions will have.
-pub(super) const LATER_SECTIONS: &[&str] = &["cache", "topology", "mirror"];
+pub(super) const LATER_SECTIONS: &[&str] = &["cache", "mirror"];
 
 /// Words that later versions will know.
 pub(super) const LATER_WORDS: &[(Section, &str, &str)] =
@@ -282,6 +293,7 @@ impl Section {
         Self::PoolMode,
         Self::LoadBalancer,
         Self::Health,
+        Self::Topology,
         Self::Limits,
         Self::Auth,
         Self::Hba,
@@ -306,6 +318,7 @@ impl Section {
             Self::PoolMode => "pool_mode",
             Self::LoadBalancer => "load_balancer",
             Self::Health => "health",
+            Self::Topology => "topology",
             Self::Limits => "limits",
             Self::Auth => "auth",
             Self::Hba => "hba",

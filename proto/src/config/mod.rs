@@ -34,6 +34,7 @@ mod switchover;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod topology;
 mod users;
 
 pub use legs::{LegTls, TlsMode};
@@ -44,7 +45,9 @@ pub use problem::{Problem, Report};
 pub use switchover::{Driver, Switchover};
 pub use tls::{ClientTls, PeerSettings, ServerTls};
 #[cfg(feature = "grpc")]
-pub(crate) use {nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, users::is_scram_verifier};
+pub(crate) use {
+    nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, topology::is_url, users::is_scram_verifier,
+};
 
 /// A larger file is not a configuration.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -196,7 +199,8 @@ fn assemble(
     nodes: Vec<Arc<Node>>,
 ) -> Result<(Config, bool), Report> {
     let pool = sections::pool(&mut reader, root);
-    let health = sections::health(&mut reader, root);
+    let mut health = sections::health(&mut reader, root);
+    health.patroni = topology::patroni(&mut reader, root, health.credential.is_some()).map(Arc::new);
     let balancer = sections::balancer(&mut reader, root, health.credential.is_some());
     let limits = sections::limits(&mut reader, root);
     let auth = access::auth(&mut reader, root);

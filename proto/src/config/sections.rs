@@ -147,6 +147,7 @@ pub(super) fn health(reader: &mut Reader<'_>, root: &DeTable<'_>) -> HealthSetti
         failure_threshold: part.whole32("failure_threshold"),
         success_threshold: part.whole32("success_threshold"),
         credential: user.map(|user| ProbeCredential { user, password, database }),
+        patroni: None,
     }
 }
 

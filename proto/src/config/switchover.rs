@@ -12,8 +12,8 @@ use crate::model::{ProbeCredential, Secret, words};
 /// `[switchover]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Switchover {
-    /// Who promotes.
-    pub driver: Driver,
+    /// Who promotes; `None`: Patroni where it is the provider, else `pg_promote()`.
+    pub driver: Option<Driver>,
     /// Login for what SQL does; `None`: that of `[health]`.
     pub credential: Option<ProbeCredential>,
     /// Stops the old primary.
@@ -39,14 +39,16 @@ pub enum Driver {
     Exec,
     /// An operator, while everybody waits.
     Manual,
+    /// Patroni, which also stops the old primary and makes it a standby.
+    Patroni,
 }
 
-words!(Driver: Sql = "sql", Exec = "exec", Manual = "manual");
+words!(Driver: Sql = "sql", Exec = "exec", Manual = "manual", Patroni = "patroni");
 
 pub(super) fn switchover(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Switchover {
     let explicit = root.iter().any(|(key, _)| key.get_ref() == Section::Switchover.name());
     let mut part = reader.part(root, Section::Switchover);
-    let driver = part.word("driver", Driver::from_word).unwrap_or(Driver::Sql);
+    let driver = part.word("driver", Driver::from_word);
     let (user, password) = (part.text("user"), part.secret("password"));
     if user.is_none() && password.is_some() {
         let line = part.given("password");
@@ -54,15 +56,23 @@ pub(super) fn switchover(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Switcho
     }
     let promote = part.text("promote_command");
     match (driver, promote.is_some()) {
-        (Driver::Exec, false) => {
+        (Some(Driver::Exec), false) => {
             let line = part.given("driver");
             part.problem(line, "driver = \"exec\" in [switchover] needs promote_command".to_owned());
         }
-        (Driver::Sql | Driver::Manual, true) => {
+        (None | Some(Driver::Sql | Driver::Manual | Driver::Patroni), true) => {
             let line = part.given("promote_command");
             part.problem(line, "promote_command in [switchover] is only for driver = \"exec\"".to_owned());
         }
-        (Driver::Exec, true) | (Driver::Sql | Driver::Manual, false) => {}
+        _ => {}
+    }
+    if driver == Some(Driver::Patroni) {
+        for name in ["stop_command", "rejoin_command"] {
+            let line = part.given(name);
+            if line.is_some() {
+                part.problem(line, format!("{name} in [switchover] has no effect with driver = \"patroni\""));
+            }
+        }
     }
     Switchover {
         driver,

@@ -675,6 +675,8 @@ fn the_examples_commented_keys_are_real_keys() {
                 && !line.starts_with("sha256")
                 && !line.starts_with("certificate =")
         })
+        // What goes with the other provider.
+        .filter(|line| !["patroni_", "poll_interval_secs"].iter().any(|start| line.starts_with(start)))
         // What goes with the other kind of store.
         .filter(|line| {
             !["endpoints = [\"http", "prefix", "user = \"helios_store", "password = \"${HELIOS_STORE"]
@@ -693,6 +695,43 @@ fn the_examples_commented_keys_are_real_keys() {
     assert!(config.spec.health.credential.is_some());
     assert_eq!(config.control_plane.map(|plane| plane.endpoints.len()), Some(2));
     assert_eq!((config.management.tokens.len(), config.discovery.explicit), (1, true));
+}
+
+#[test]
+fn patroni_as_the_provider_needs_what_it_needs_and_its_keys_nothing_else() {
+    let probe = "[health]\nuser = \"probe\"\n";
+    let one = "patroni_endpoints = [\"http://db-1:8008\"]\n";
+    let text = |health: &str, keys: &str| format!("{health}[topology]\nprovider = \"patroni\"\n{keys}{NODE}");
+    let patroni = |text: &str| good(text).spec.health.patroni.expect("it is the provider");
+    let found = patroni(&text(probe, one));
+    assert_eq!(found.endpoints, ["http://db-1:8008"]);
+    assert_eq!((found.interval, found.timeout), (Duration::from_secs(1), Duration::from_secs(2)));
+    assert_eq!((&found.ca, &found.login), (&None, &None));
+    assert_eq!(good(NODE).spec.health.patroni, None);
+    assert_eq!(good(&format!("[topology]\nprovider = \"postgres\"\n{NODE}")).spec.health.patroni, None);
+    let login = "patroni_user = \"u\"\npatroni_password = \"${PASSWORD}\"\n";
+    let found = patroni(&text(probe, &format!("{one}{login}")));
+    assert_eq!(found.login, Some(("u".to_owned(), Secret::new("s3cret".to_owned()))));
+    let secure = one.replace("http:", "https:");
+    for (text, problem) in [
+        (text(probe, ""), "provider = \"patroni\" in [topology] needs patroni_endpoints"),
+        (text("", one), "provider = \"patroni\" in [topology] needs user in [health]"),
+        (text(probe, &one.replace(":8008", "")), "endpoint \"http://db-1\" is not an address"),
+        (text(probe, &one.replace("8008", "8008/patroni")), "is not an address such as"),
+        (text(probe, &secure), "endpoint \"https://db-1:8008\" needs patroni_ca_file"),
+        (text(probe, &format!("{one}patroni_ca_file = \"ca\"\n")), "no endpoint starts with https://"),
+        (text(probe, &format!("{one}patroni_user = \"u\"\n")), "go together"),
+        (text(probe, &format!("{one}patroni_endpoint = 1\n")), "did you mean \"patroni_endpoints\"?"),
+        (format!("[topology]\n{one}{NODE}"), "has no effect without provider = \"patroni\""),
+        (format!("[topology]\nprovider = \"petroni\"\n{NODE}"), "did you mean \"patroni\"?"),
+        (
+            format!("[switchover]\ndriver = \"patroni\"\nstop_command = \"x\"\n{NODE}"),
+            "stop_command in [switchover] has no effect with driver = \"patroni\"",
+        ),
+    ] {
+        let all = problems(&text);
+        assert!(all.iter().any(|found| found.contains(problem)), "{problem}: {all:?}");
+    }
 }
 
 /// A token with this role.

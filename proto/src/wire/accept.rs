@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::v1::{self, resource::Body};
 use super::{check, send, words};
 use crate::model::{
-    Health, HealthSettings, Hold, Node, NodeName, NodeOps, NodeState, Role, Settings, Snapshot, TopologyKey,
+    Authority, Health, HealthSettings, Hold, Node, NodeName, NodeOps, NodeState, Role, Settings, Snapshot,
+    TopologyKey,
 };
 
 /// A resource, or a whole message (`snapshot`), that is not taken.
@@ -89,6 +90,7 @@ pub fn accept(sent: v1::Full, held: Option<&Snapshot>, now: Instant) -> Result<A
         nodes,
         primary,
         hold: hold(&topology, now),
+        authority: authority(&topology),
     };
     Ok(Accepted { snapshot, rejected })
 }
@@ -115,6 +117,7 @@ pub fn accept_topology(sent: &v1::Topology, held: &Snapshot, now: Instant) -> Re
         nodes,
         primary,
         hold: hold(sent, now),
+        authority: authority(sent),
         ..held.clone()
     })
 }
@@ -131,6 +134,11 @@ fn hold(sent: &v1::Topology, now: Instant) -> Option<Hold> {
     let v1::Hold { node, left_us } = sent.hold.as_ref()?;
     let left = Duration::from_micros(*left_us).min(LONGEST_HOLD);
     (!left.is_zero()).then(|| Hold { node: NodeName::new(node), until: now + left })
+}
+
+fn authority(sent: &v1::Topology) -> Option<Authority> {
+    let v1::Authority { up, holder } = sent.authority.as_ref()?;
+    Some(Authority { up: *up, holder: Some(holder.clone()).filter(|name| !name.is_empty()) })
 }
 
 fn whole(reason: String) -> Refused {

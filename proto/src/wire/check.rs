@@ -1,17 +1,18 @@
 //! One resource from the wire to the model, or why not. The ranges are those of the configuration file: a control plane
 //! is not believed more than a file. No reason quotes a secret.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::v1::{self, settings, user};
 use super::words;
 use crate::config::keys::{Kind, Section};
-use crate::config::{bad_host, is_node_name, is_scram_verifier};
+use crate::config::{bad_host, is_node_name, is_scram_verifier, is_url};
 use crate::model::{
-    AuthQuery, AuthSettings, BalancerSettings, Cidr, Database, HbaMethod, HbaRule, HealthSettings, Limits,
-    Node, NodeName, NodeOps, Overrides, PoolSettings, ProbeCredential, ReadYourWrites, Secret, Settings,
-    User, UserProof,
+    Acceptance, AuthQuery, AuthSettings, BalancerSettings, Cidr, Database, HbaMethod, HbaRule,
+    HealthSettings, Limits, Node, NodeName, NodeOps, Overrides, Patroni, PoolSettings, ProbeCredential,
+    ReadYourWrites, Secret, Settings, User, UserProof,
 };
 
 type Checked<T> = Result<T, String>;
@@ -39,6 +40,7 @@ pub(super) fn health(sent: settings::Health) -> Checked<HealthSettings> {
         failure_threshold,
         success_threshold,
         credential,
+        patroni,
     } = sent;
     Ok(HealthSettings {
         check_interval: seconds(S, "check_interval_secs", check_interval_us)?,
@@ -46,6 +48,25 @@ pub(super) fn health(sent: settings::Health) -> Checked<HealthSettings> {
         failure_threshold: whole(S, "failure_threshold", failure_threshold)?,
         success_threshold: whole(S, "success_threshold", success_threshold)?,
         credential: credential.map(probe_credential).transpose()?,
+        patroni: patroni.map(self::patroni).transpose()?.map(Arc::new),
+    })
+}
+
+fn patroni(sent: settings::Patroni) -> Checked<Patroni> {
+    const S: Section = Section::Topology;
+    let settings::Patroni { endpoints, interval_us, timeout_us, ca_file } = sent;
+    if endpoints.is_empty() {
+        return Err("has no endpoint of Patroni".to_owned());
+    }
+    if let Some(wrong) = endpoints.iter().find(|endpoint| !is_url(endpoint)) {
+        return Err(format!("its endpoint {wrong:?} of Patroni is no address"));
+    }
+    Ok(Patroni {
+        endpoints,
+        interval: seconds(S, "poll_interval_secs", interval_us)?,
+        timeout: seconds(S, "patroni_timeout_secs", timeout_us)?,
+        ca: Some(ca_file).filter(|path| !path.is_empty()).map(PathBuf::from),
+        login: None,
     })
 }
 
@@ -231,7 +252,12 @@ pub(super) fn node(sent: v1::Node) -> Checked<(Arc<Node>, NodeOps)> {
         weight: whole(S, "weight", weight)?,
         max_connections: Some(whole(S, "max_connections", max_connections)?).filter(|most| *most > 0),
     };
-    let v1::NodeOps { drained, weight, paused, pool_size, reconnect } = ops.unwrap_or_default();
+    let v1::NodeOps { drained, weight, paused, pool_size, reconnect, accepted } = ops.unwrap_or_default();
+    let accepted = accepted.map(|sent| Acceptance {
+        from: (sent.from_incarnation, sent.from_timeline),
+        to: (sent.to_incarnation, sent.to_timeline),
+        system: sent.system,
+    });
     let ops = NodeOps {
         drained,
         weight: weight.map(|weight| whole(S, "weight", weight)).transpose()?,
@@ -239,6 +265,7 @@ pub(super) fn node(sent: v1::Node) -> Checked<(Arc<Node>, NodeOps)> {
         pool_size: pool_size.map(|size| whole(Section::PoolMode, "max_pool_size", size)).transpose()?,
         reconnect,
         hold: None,
+        accepted,
     };
     Ok((Arc::new(node), ops))
 }

@@ -9,9 +9,9 @@ use super::delta::Configuration;
 use super::v1::{self, resource::Body, settings, user};
 use super::words;
 use crate::model::{
-    AuthQuery, AuthSettings, BalancerSettings, Database, HbaRule, HealthSettings, Hold, Limits, NodeName,
-    NodeOps, NodeState, Overrides, PoolSettings, ProbeCredential, ReadYourWrites, Settings, Snapshot, User,
-    UserProof,
+    Acceptance, AuthQuery, AuthSettings, Authority, BalancerSettings, Database, HbaRule, HealthSettings,
+    Hold, Limits, NodeName, NodeOps, NodeState, Overrides, Patroni, PoolSettings, ProbeCredential,
+    ReadYourWrites, Settings, Snapshot, User, UserProof,
 };
 
 /// The whole snapshot. Holds the secrets of `[[users]]`.
@@ -36,6 +36,10 @@ pub fn topology(snapshot: &Snapshot, now: Instant) -> v1::Topology {
             node: node.to_string(),
             left_us: micros(until.saturating_duration_since(now)),
         }),
+        authority: snapshot.authority.as_ref().map(|Authority { up, holder }| v1::Authority {
+            up: *up,
+            holder: holder.clone().unwrap_or_default(),
+        }),
     }
 }
 
@@ -54,8 +58,18 @@ pub fn hash(resources: &[v1::Resource]) -> Vec<u8> {
 /// What operators have set on a node.
 #[must_use]
 pub const fn ops(ops: NodeOps) -> v1::NodeOps {
-    let NodeOps { drained, weight, paused, pool_size, reconnect, hold: _ } = ops;
-    v1::NodeOps { drained, weight, paused, pool_size, reconnect }
+    let NodeOps { drained, weight, paused, pool_size, reconnect, hold: _, accepted } = ops;
+    let accepted = match accepted {
+        Some(Acceptance { from, to, system }) => Some(v1::Acceptance {
+            from_incarnation: from.0,
+            from_timeline: from.1,
+            to_incarnation: to.0,
+            to_timeline: to.1,
+            system,
+        }),
+        None => None,
+    };
+    v1::NodeOps { drained, weight, paused, pool_size, reconnect, accepted }
 }
 
 /// Settings, users, databases and nodes, in this order.
@@ -116,10 +130,28 @@ fn general(snapshot: &Snapshot) -> v1::Settings {
     }
 }
 
+/// Without the login: it is for changes, which are the control plane's.
+fn patroni_settings(settings: &Patroni) -> settings::Patroni {
+    let Patroni { endpoints, interval, timeout, ca, login: _ } = settings;
+    settings::Patroni {
+        endpoints: endpoints.clone(),
+        interval_us: micros(*interval),
+        timeout_us: micros(*timeout),
+        ca_file: ca.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+    }
+}
+
 fn health_settings(settings: &HealthSettings) -> settings::Health {
-    let HealthSettings { check_interval, check_timeout, failure_threshold, success_threshold, credential } =
-        settings;
+    let HealthSettings {
+        check_interval,
+        check_timeout,
+        failure_threshold,
+        success_threshold,
+        credential,
+        patroni,
+    } = settings;
     settings::Health {
+        patroni: patroni.as_deref().map(patroni_settings),
         check_interval_us: micros(*check_interval),
         check_timeout_us: micros(*check_timeout),
         failure_threshold: *failure_threshold,

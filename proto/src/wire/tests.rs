@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use super::v1::resource::Body;
 use super::*;
 use crate::config;
-use crate::model::{Health, Hold, NodeName, NodeOps, NodeState, Role, Secret, Snapshot, UserProof};
+use crate::model::{
+    Acceptance, Authority, Health, Hold, NodeName, NodeOps, NodeState, Role, Secret, Snapshot, UserProof,
+};
 
 const TEXT: &str = r#"
 write_timeout_secs = 12
@@ -28,6 +30,11 @@ max_lag_bytes = 4096
 max_lag_ms = 900
 [health]
 user = "probe"
+[topology]
+provider = "patroni"
+patroni_endpoints = ["http://h1:8008", "https://[::1]:8008"]
+poll_interval_secs = 0.5
+patroni_ca_file = "/etc/ca.pem"
 [limits]
 max_client_connections = 10
 max_client_connections_per_user = 5
@@ -86,6 +93,7 @@ fn snapshot(now: Instant) -> Snapshot {
         nodes: nodes.collect(),
         primary: Some(1),
         hold: Some(Hold { node: NodeName::new("standby"), until: now + Duration::from_secs(9) }),
+        authority: Some(Authority { up: true, holder: Some("standby".to_owned()) }),
     };
     let standby = &mut snapshot.nodes[1];
     standby.role = Role::Primary;
@@ -99,6 +107,7 @@ fn snapshot(now: Instant) -> Snapshot {
         pool_size: Some(2),
         reconnect: 11,
         hold: None,
+        accepted: Some(Acceptance { from: (0, 6), to: (1, 5), system: u64::MAX }),
     };
     snapshot.nodes[0].health = Health::Down;
     snapshot.nodes[0].last_error = Some("refused".into());

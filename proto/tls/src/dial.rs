@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
@@ -45,7 +46,7 @@ pub struct Secured {
 }
 
 /// What hyper may use as a connection.
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Connects. The time that it may take is the endpoint's.
@@ -60,23 +61,51 @@ pub async fn connect(endpoint: Endpoint, tls: Option<Secured>) -> Result<Channel
     endpoint.connect_with_connector(connector).await.map_err(|error| cause(&error))
 }
 
+/// A connection to the host and port of an address, plain or TLS, for a protocol in which this side speaks first. The time
+/// that it may take is the caller's.
+///
+/// # Errors
+/// Why there is no connection.
+pub async fn stream(uri: &Uri, tls: Option<Secured>) -> Result<Box<dyn Io>, DialError> {
+    let io = reach(uri, tls.is_some()).await?;
+    match tls {
+        None => Ok(Box::new(io)),
+        Some(tls) => Ok(Box::new(shake(io, host(uri), tls).await?.0)),
+    }
+}
+
 async fn open(uri: &Uri, tls: Option<Secured>) -> Result<Box<dyn Io>, DialError> {
-    let host = uri.host().unwrap_or_default();
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
-    let io = TcpStream::connect((host, port)).await.map_err(DialError::Connect)?;
-    io.set_nodelay(true).map_err(DialError::Connect)?;
-    let Some(Secured { config, name }) = tls else { return Ok(Box::new(io)) };
-    let name = name.unwrap_or_else(|| host.to_owned());
-    let expected = ServerName::try_from(name.clone()).map_err(|_| DialError::Name(name.clone()))?;
-    let failed = |error: io::Error| DialError::Tls(in_words(&error, Some(&name)));
-    let mut stream = TlsConnector::from(config).connect(expected, io).await.map_err(failed)?;
+    let io = reach(uri, tls.is_some()).await?;
+    let Some(tls) = tls else { return Ok(Box::new(io)) };
+    let (mut stream, name) = shake(io, host(uri), tls).await?;
     // In TLS 1.3 the refusal of our certificate comes after the handshake; in HTTP/2 the service's settings do.
     match timeout(FIRST_WORD, stream.fill_buf()).await {
         Ok(Ok([])) => Err(DialError::Tls("it closed the connection after the handshake".to_owned())),
         Ok(Ok(_)) | Err(_) => Ok(Box::new(stream)),
         Ok(Err(error)) => Err(DialError::Tls(in_words(&error, Some(&name)))),
     }
+}
+
+fn host(uri: &Uri) -> &str {
+    let host = uri.host().unwrap_or_default();
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+async fn reach(uri: &Uri, tls: bool) -> Result<TcpStream, DialError> {
+    let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
+    let io = TcpStream::connect((host(uri), port)).await.map_err(DialError::Connect)?;
+    io.set_nodelay(true).map_err(DialError::Connect)?;
+    Ok(io)
+}
+
+/// TLS on a connection, and the name that the certificate had to have.
+async fn shake(io: TcpStream, host: &str, tls: Secured) -> Result<(TlsStream<TcpStream>, String), DialError> {
+    let Secured { config, name } = tls;
+    let name = name.unwrap_or_else(|| host.to_owned());
+    let expected = ServerName::try_from(name.clone()).map_err(|_| DialError::Name(name.clone()))?;
+    let failed = |error: io::Error| DialError::Tls(in_words(&error, Some(&name)));
+    let stream = TlsConnector::from(config).connect(expected, io).await.map_err(failed)?;
+    Ok((stream, name))
 }
 
 /// Our own error among the causes of tonic's, else the innermost of these.

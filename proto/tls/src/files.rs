@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use helios_proto::config::{ClientTls, LegTls, ServerTls, TlsMode};
+use helios_proto::model::Patroni;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
@@ -181,6 +182,18 @@ impl Files {
                 TlsMode::VerifyFull => Trust::Name,
             },
         }
+    }
+
+    /// Towards Patroni, if its REST API speaks TLS.
+    #[must_use]
+    pub fn of_patroni(patroni: &Patroni) -> Option<Self> {
+        let authorities = Named::new(patroni.ca.as_deref()?, "patroni_ca_file", "topology");
+        Some(Self {
+            name: "topology".to_owned(),
+            authorities: Some(authorities),
+            identity: None,
+            trust: Trust::Anyone,
+        })
     }
 
     /// Reads and checks them.

@@ -26,6 +26,7 @@ pub fn check(config: &mut Config) -> Vec<String> {
     let mut all: Vec<Files> = servers.map(Files::of_server).collect();
     let legs = [&config.client_tls, &config.server_tls];
     all.extend(legs.into_iter().filter(|leg| leg.mode != TlsMode::Disable).map(Files::of_leg));
+    all.extend(config.spec.health.patroni.as_deref().and_then(Files::of_patroni));
     all.extend(config.control_plane.as_ref().and_then(|plane| plane.tls.as_ref()).map(Files::of_client));
     let mut problems = Vec::new();
     for files in all {

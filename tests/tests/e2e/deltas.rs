@@ -291,6 +291,7 @@ fn snapshot(revision: u64, text: &str) -> Snapshot {
         primary: spec.nodes.iter().position(|node| node.role == Role::Primary),
         nodes: spec.nodes.iter().map(state).collect(),
         hold: None,
+        authority: None,
     }
 }
 

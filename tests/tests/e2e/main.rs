@@ -2,6 +2,7 @@
 // Test code: a broken assumption has to stop the test, loudly and where it happens.
 #![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
 
+mod accept;
 mod admin;
 mod budget;
 mod control;
@@ -17,10 +18,12 @@ mod faults;
 mod harness;
 mod heliosctl;
 mod leaks;
+mod left_behind;
 mod legs;
 mod login;
 mod lost;
 mod partitions;
+mod patroni;
 mod peers;
 mod pooling;
 mod replication;

@@ -8,7 +8,7 @@ use helios_controlplane::store::{
     Append, Directory, Etcd as EtcdStore, Latch, Memory, Meta, Ops, Record, Store, StoreError, Versioned,
 };
 use helios_proto::config::EtcdSettings;
-use helios_proto::model::{HoldOrder, NodeName, NodeOps};
+use helios_proto::model::{Acceptance, HoldOrder, NodeName, NodeOps};
 use helios_tests::controlplane::directory;
 use helios_tests::{Etcd, eventually};
 
@@ -70,7 +70,16 @@ fn promises_of_marks(store: &dyn Store) {
     let none = store.ops().unwrap();
     assert_eq!(none.value, Ops::new());
     let hold = Some(HoldOrder { given: 1, for_ms: 2 });
-    let marks = NodeOps { drained: true, weight: Some(3), paused: true, pool_size: None, reconnect: 4, hold };
+    let accepted = Some(Acceptance { from: (0, 6), to: (1, 5), system: u64::MAX });
+    let marks = NodeOps {
+        drained: true,
+        weight: Some(3),
+        paused: true,
+        pool_size: None,
+        reconnect: 4,
+        hold,
+        accepted,
+    };
     let ops: Ops = [(NodeName::new("a"), marks), (NodeName::new("b"), NodeOps::default())].into();
     let line = record("writer", "Mark");
     let version = store.save_ops(none.version, &ops, Some(&line)).unwrap();

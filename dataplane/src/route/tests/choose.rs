@@ -112,6 +112,7 @@ impl World {
                 ],
                 primary: Some(0),
                 hold: None,
+                authority: None,
             },
             seen: Seen { busy: vec![0; 4], suspect: Vec::new() },
             session: SessionFacts {
