@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use helios_proto::config::{Access, Config, StoreSettings, Token};
 use helios_tls::ServerSide;
+use helios_tls::live::{Expires, Live};
+use helios_tls::postgres::{Dialling, ToServers};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,7 @@ type Side = (TcpListener, Option<Arc<ServerSide>>);
 struct Opening {
     config: Config,
     store: Arc<dyn Store>,
+    servers: Arc<ToServers>,
     streams: Side,
     operators: Option<Side>,
     ready: watch::Sender<Option<Core>>,
@@ -76,13 +79,21 @@ pub async fn start(config: &Config) -> io::Result<App> {
         of_management = secure::open(config.management.tls.as_ref(), &stop, &tracker)?;
         secure::warn_of_plain_text(config.management.listen, of_management.as_ref(), "management");
     }
-    let sides: Vec<_> = [&of_discovery, &of_management].into_iter().flatten().map(Arc::clone).collect();
+    let servers = Arc::new(ToServers::open(&config.server_tls).map_err(io::Error::other)?);
+    let listening = [&of_discovery, &of_management].into_iter().flatten();
+    let mut sides: Vec<Arc<dyn Expires>> =
+        listening.map(|side| -> Arc<dyn Expires> { Arc::<ServerSide>::clone(side) }).collect();
+    if let Some(live) = &servers.live {
+        sides.push(Arc::<Live<Dialling>>::clone(live));
+        tracker.spawn(Arc::clone(live).follow(stop.clone()));
+    }
     let store = store::open(config, &name(discovery.port())).map_err(described)?;
     let (ready, core) = watch::channel(None);
     tracker.spawn(http::serve(admin, core, sides, stop.clone()));
     let opening = Opening {
         config: config.clone(),
         store: Arc::clone(&store),
+        servers,
         streams: (streams, of_discovery),
         operators: operators.map(|listener| (listener, of_management)),
         ready,
@@ -118,7 +129,8 @@ impl Opening {
     async fn open(&self) -> Result<Core, Refusal> {
         let (store, text) = (Arc::clone(&self.store), self.config.text.clone());
         let (stop, tracker) = (self.stop.clone(), self.tracker.clone());
-        let start = move || Core::start(store, (text.expose(), false), &stop, &tracker);
+        let servers = Arc::clone(&self.servers);
+        let start = move || Core::start((store, servers), (text.expose(), false), &stop, &tracker);
         tokio::task::spawn_blocking(start).await.map_err(|_| Refusal::Stopping)?
     }
 

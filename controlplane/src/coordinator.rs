@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use helios_proto::model::{Acceptance, Evidence, HealthSettings, NodeName, Snapshot, Spec};
+use helios_tls::postgres::ToServers;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +59,8 @@ enum Order {
 /// The loop's own state.
 struct Coordinator {
     cluster: Cluster,
+    /// TLS towards nodes.
+    servers: Arc<ToServers>,
     publisher: Publisher,
     gate: Gate,
     tasks: Vec<Task>,
@@ -75,7 +78,7 @@ struct Coordinator {
 /// `tracker` and end soon after `stop`.
 /// `gate`: what the store that others share has latched; nothing else is told to data planes.
 pub(crate) fn start(
-    cluster: Cluster,
+    (cluster, servers): (Cluster, Arc<ToServers>),
     reached: u64,
     gate: Option<Latch>,
     stop: CancellationToken,
@@ -90,6 +93,7 @@ pub(crate) fn start(
     let tracker_of_tasks = tracker.clone();
     let mut coordinator = Coordinator {
         cluster,
+        servers,
         publisher,
         gate,
         tasks: Vec::new(),
@@ -109,8 +113,13 @@ pub(crate) fn start(
 
 /// Goes on from a snapshot without the control plane that made it: the same loop, without a store and without orders.
 #[must_use]
-pub fn go_on(from: &Snapshot, stop: CancellationToken, tracker: &TaskTracker) -> Handle {
-    start(Cluster::resume(from), from.revision, None, stop, tracker)
+pub fn go_on(
+    from: &Snapshot,
+    servers: Arc<ToServers>,
+    stop: CancellationToken,
+    tracker: &TaskTracker,
+) -> Handle {
+    start((Cluster::resume(from), servers), from.revision, None, stop, tracker)
 }
 
 impl Events {
@@ -257,7 +266,7 @@ impl Coordinator {
                 kept.map(|i| old.swap_remove(i)).unwrap_or_else(|| {
                     let wires = (&self.stop, &self.tracker);
                     Task::start(
-                        Arc::clone(node),
+                        (Arc::clone(node), &self.servers),
                         &self.health,
                         self.rounds.subscribe(),
                         self.queue.clone(),
@@ -318,7 +327,7 @@ mod tests {
         let (port, server_task) = server().await;
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
         let cluster = Cluster::new(spec(&[(port, "primary")]), &Latch::default());
-        let mut handle = start(cluster, 0, None, stop.clone(), &tracker);
+        let mut handle = start((cluster, Arc::default()), 0, None, stop.clone(), &tracker);
         assert_eq!(handle.snapshots.borrow().revision, 1);
         let up = until(&mut handle, |s| s.nodes[0].health == Health::Up).await;
         assert!(up.revision > 1 && up.primary == Some(0) && up.nodes[0].latency.is_some());

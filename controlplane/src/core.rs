@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use helios_proto::model::{NodeName, Snapshot};
+use helios_tls::postgres::ToServers;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,6 +41,8 @@ pub struct Core {
     pub budgets: Arc<Budgets>,
     /// What went to data planes and came from them.
     pub counts: Arc<Counts>,
+    /// TLS towards PostgreSQL.
+    pub servers: Arc<ToServers>,
 }
 
 impl Core {
@@ -49,7 +52,7 @@ impl Core {
     /// # Errors
     /// The store cannot be used, or what it holds is no valid configuration.
     pub fn start(
-        store: Arc<dyn Store>,
+        (store, servers): (Arc<dyn Store>, Arc<ToServers>),
         (file, follow): (&str, bool),
         stop: &CancellationToken,
         tracker: &TaskTracker,
@@ -60,7 +63,8 @@ impl Core {
         let shared = store.shared();
         let gate = shared.is_some().then(|| latch.value.clone());
         let reached = latch.value.snapshot;
-        let handle = coordinator::start(cluster, reached, gate, stop.clone(), tracker);
+        let handle =
+            coordinator::start((cluster, Arc::clone(&servers)), reached, gate, stop.clone(), tracker);
         let Handle { snapshots, events, leading, wanted } = handle;
         let keeper = Arc::new(Keeper::new(store, desired, events));
         // Several control planes may have found it empty.
@@ -81,7 +85,7 @@ impl Core {
             None => {}
         }
         let (fleet, counts) = (Fleet::new(Arc::clone(&feed)), Arc::default());
-        Ok(Self { keeper, fleet, feed, snapshots, leading, budgets, counts })
+        Ok(Self { keeper, fleet, feed, snapshots, leading, budgets, counts, servers })
     }
 }
 

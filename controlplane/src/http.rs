@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use helios_proto::model::Health;
-use helios_tls::ServerSide;
-use helios_tls::live::Expires as _;
+
+use helios_tls::live::Expires;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -29,7 +29,7 @@ use crate::core::Core;
 use crate::counts::Counts;
 
 /// TLS of the services.
-type Sides = Vec<Arc<ServerSide>>;
+type Sides = Vec<Arc<dyn Expires>>;
 
 /// Most connections at once; more wait to be accepted.
 const MOST_CONNECTIONS: usize = 64;
@@ -55,7 +55,7 @@ pub async fn serve(
     sides: Sides,
     stop: CancellationToken,
 ) {
-    let sides: Arc<[Arc<ServerSide>]> = sides.into();
+    let sides: Arc<[Arc<dyn Expires>]> = sides.into();
     let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let tasks = TaskTracker::new();
     loop {
@@ -78,7 +78,7 @@ pub async fn serve(
     }
 }
 
-async fn connection(io: TcpStream, core: watch::Receiver<Option<Core>>, sides: Arc<[Arc<ServerSide>]>) {
+async fn connection(io: TcpStream, core: watch::Receiver<Option<Core>>, sides: Arc<[Arc<dyn Expires>]>) {
     let service = service_fn(move |request| {
         let core = core.borrow().clone();
         let response = answer(&request, core.as_ref(), &sides);
@@ -98,7 +98,7 @@ async fn connection(io: TcpStream, core: watch::Receiver<Option<Core>>, sides: A
 fn answer(
     request: &Request<Incoming>,
     core: Option<&Core>,
-    sides: &[Arc<ServerSide>],
+    sides: &[Arc<dyn Expires>],
 ) -> Response<Full<Bytes>> {
     let json = "application/json";
     if request.method() != Method::GET && request.method() != Method::HEAD {
@@ -244,14 +244,14 @@ fn traffic(text: &mut String, counts: &Counts) {
 }
 
 /// Expiry of the certificates in force, and files that were refused. The only label is a section's name.
-fn of_tls(sides: &[Arc<ServerSide>]) -> String {
+fn of_tls(sides: &[Arc<dyn Expires>]) -> String {
     let mut text = String::new();
-    let mut family = |name: &str, kind: &str, help: &str, of: fn(&ServerSide) -> Option<String>| {
+    let mut family = |name: &str, kind: &str, help: &str, of: fn(&dyn Expires) -> Option<String>| {
         let name = format!("heliosproxy_cp_tls_{name}");
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for side in sides {
-            if let Some(value) = of(side) {
-                let _ = writeln!(text, "{name}{{listener=\"{}\"}} {value}", side.name());
+            if let Some(value) = of(side.as_ref()) {
+                let _ = writeln!(text, "{name}{{section=\"{}\"}} {value}", side.name());
             }
         }
     };

@@ -36,6 +36,7 @@ mod member;
 pub mod peers;
 mod primary;
 mod publish;
+mod servers;
 pub mod store;
 pub mod switchover;
 

@@ -183,8 +183,9 @@ impl Walk {
         self.choose_driver(health.patroni.as_ref())?;
         let credential = self.settings.credential.clone().or(health.credential);
         let credential = credential.ok_or("there is no login: [health] or [switchover] needs a user")?;
+        let to = &self.core.servers;
         let (old, new) =
-            tokio::join!(Server::open(&plan.from, &credential), Server::open(&plan.to, &credential));
+            tokio::join!(Server::open(&plan.from, to, &credential), Server::open(&plan.to, to, &credential));
         let pair = Pair { old: old?, new: new? };
         let (may_promote, superuser) = pair.new.rights().await?;
         if self.driver == Driver::Sql {

@@ -17,7 +17,7 @@ use crate::worker::{Shared, TellEvidence};
 use helios_proto::config::Config;
 use helios_proto::model::Snapshot;
 use helios_tls::live::Live;
-use helios_tls::postgres::{Accepting, Dialling};
+use helios_tls::postgres::{Accepting, Dialling, ToServers};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -71,15 +71,16 @@ pub async fn start(config: Config) -> io::Result<App> {
     let (accepting, running, tasks) =
         (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let registry = Arc::new(Registry::default());
-    let control = Control::start(&config, &registry, &running, &tasks)?;
+    let servers = Arc::new(ToServers::open(&config.server_tls).map_err(io::Error::other)?);
+    let control = Control::start(&config, (&registry, &servers), &running, &tasks)?;
     let snapshots = control.snapshots();
     let first = Arc::clone(&snapshots.borrow());
-    let (client_leg, server_leg) = secure(&config, &control.link(), &running, &tasks)?;
+    let client_leg = secure(&config, (&servers, &control.link()), &running, &tasks)?;
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let (lanes, inboxes) = Lanes::new(config.workers.unwrap_or_else(cores).max(1));
     let shared = Arc::new(Shared {
         lanes: Arc::new(lanes),
-        pools: Arc::new(Pools::new(first, control.source(), server_leg)),
+        pools: Arc::new(Pools::new(first, control.source(), Arc::new(ServerLeg::new(servers)))),
         identities: Arc::default(),
         statements: Scope::new(registry::random()),
         registry,
@@ -119,24 +120,23 @@ pub async fn start(config: Config) -> io::Result<App> {
     })
 }
 
-/// TLS towards clients and servers, and who follows its files.
+/// TLS towards clients; its files and those towards servers are followed from now on.
 fn secure(
     config: &Config,
-    link: &Link,
+    (servers, link): (&ToServers, &Link),
     stop: &CancellationToken,
     tasks: &TaskTracker,
-) -> io::Result<(ClientLeg, Arc<ServerLeg>)> {
+) -> io::Result<ClientLeg> {
     let client = ClientLeg::open(&config.client_tls).map_err(io::Error::other)?;
-    let server = ServerLeg::open(&config.server_tls).map_err(io::Error::other)?;
     if let Some(live) = client.live() {
         link.add_tls(Arc::<Live<Accepting>>::clone(live));
         tasks.spawn(Arc::clone(live).follow(stop.clone()));
     }
-    if let Some(live) = server.live() {
+    if let Some(live) = &servers.live {
         link.add_tls(Arc::<Live<Dialling>>::clone(live));
         tasks.spawn(Arc::clone(live).follow(stop.clone()));
     }
-    Ok((client, Arc::new(server)))
+    Ok(client)
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -193,16 +193,16 @@ async fn follow(
 impl Control {
     fn start(
         config: &Config,
-        registry: &Arc<Registry>,
+        (registry, servers): (&Arc<Registry>, &Arc<ToServers>),
         stop: &CancellationToken,
         tasks: &TaskTracker,
     ) -> io::Result<Self> {
         match &config.control_plane {
             Some(plane) => {
-                let arbiter = standalone::arbiter(stop, tasks);
+                let arbiter = standalone::arbiter(servers, stop, tasks);
                 Remote::start(config, plane, (arbiter, registry), stop.clone(), tasks).map(Self::Remote)
             }
-            None => Standalone::start(config, stop, tasks).map(Self::Standalone),
+            None => Standalone::start(config, servers, stop, tasks).map(Self::Standalone),
         }
     }
 

@@ -20,6 +20,7 @@ use helios_controlplane::switchover::Desk;
 use helios_proto::config::{Config, StoreSettings};
 use helios_proto::model::Snapshot;
 use helios_tls::ServerSide;
+use helios_tls::postgres::ToServers;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,11 +41,12 @@ pub struct Standalone {
 
 /// Starts the core that goes on from a snapshot: it probes, decides and tells, and takes no orders.
 #[must_use]
-pub fn arbiter(stop: &CancellationToken, tracker: &TaskTracker) -> StartArbiter {
-    let (stop, tracker) = (stop.clone(), tracker.clone());
+pub fn arbiter(servers: &Arc<ToServers>, stop: &CancellationToken, tracker: &TaskTracker) -> StartArbiter {
+    let (servers, stop, tracker) = (Arc::clone(servers), stop.clone(), tracker.clone());
     Box::new(move |from| {
         let own = stop.child_token();
-        let Handle { snapshots, events, .. } = helios_controlplane::go_on(from, own.clone(), &tracker);
+        let handle = helios_controlplane::go_on(from, Arc::clone(&servers), own.clone(), &tracker);
+        let Handle { snapshots, events, .. } = handle;
         let tell = Box::new(move |node, seen| events.evidence(node, seen));
         Arbiter { snapshots, tell, stop: own.drop_guard() }
     })
@@ -55,7 +57,12 @@ impl Standalone {
     ///
     /// # Errors
     /// The store cannot be used, or what it holds is no valid configuration.
-    pub fn start(config: &Config, stop: &CancellationToken, tracker: &TaskTracker) -> io::Result<Self> {
+    pub fn start(
+        config: &Config,
+        servers: &Arc<ToServers>,
+        stop: &CancellationToken,
+        tracker: &TaskTracker,
+    ) -> io::Result<Self> {
         let store: Arc<dyn Store> = match &config.store {
             Some(StoreSettings::Embedded(path)) => Arc::new(Directory::open(path).map_err(io::Error::other)?),
             Some(StoreSettings::Etcd(_)) => {
@@ -64,7 +71,8 @@ impl Standalone {
             None => Arc::new(Memory::default()),
         };
         let file = (config.text.expose(), true);
-        let core = Core::start(store, file, stop, tracker).map_err(io::Error::other)?;
+        let core =
+            Core::start((store, Arc::clone(servers)), file, stop, tracker).map_err(io::Error::other)?;
         let identity = Identity {
             id: control::default_name(config.listen.port()),
             boot_id: control::boot_id(),

@@ -91,7 +91,8 @@ impl Service {
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> Self {
-        let Core { keeper, fleet, feed, snapshots, leading, budgets: _, counts: _ } = core.clone();
+        let Core { keeper, fleet, feed, snapshots, leading, budgets: _, counts: _, servers: _ } =
+            core.clone();
         Self { keeper, fleet, feed, snapshots, leading, about, explain, desk, stop, tracker }
     }
 

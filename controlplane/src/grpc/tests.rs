@@ -30,7 +30,8 @@ struct Stage {
 
 async fn stage() -> Stage {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-    let core = Core::start(Arc::new(Memory::default()), (TEXT, false), &stop, &tracker).unwrap();
+    let core =
+        Core::start((Arc::new(Memory::default()), Arc::default()), (TEXT, false), &stop, &tracker).unwrap();
     let peers = crate::peers::Peers::open(None);
     let service = discovery::Service::new("ours", &core, peers, (&stop, &tracker));
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), "discovery").await.unwrap();

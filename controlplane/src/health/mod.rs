@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use helios_proto::model::{HealthSettings, Node};
+use helios_tls::postgres::ToServers;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -101,7 +102,7 @@ impl Failure {
 impl Task {
     /// Starts probing: at once, in every round, and while hunting. Results go to `events`.
     pub fn start(
-        node: Arc<Node>,
+        (node, servers): (Arc<Node>, &Arc<ToServers>),
         settings: &HealthSettings,
         rounds: watch::Receiver<u64>,
         events: mpsc::Sender<Event>,
@@ -109,7 +110,11 @@ impl Task {
     ) -> Self {
         let stop = stop.child_token();
         let (hunt, hunted) = watch::channel(None);
-        let prober = Prober::new(Arc::clone(&node), settings.credential.clone(), settings.check_timeout);
+        let prober = Prober::new(
+            (Arc::clone(&node), Arc::clone(servers)),
+            settings.credential.clone(),
+            settings.check_timeout,
+        );
         let wake = Wake { rounds, hunt: hunted, stop: stop.clone() };
         tracker.spawn(run(Arc::clone(&node), prober, wake, events));
         Self { node, hunt, _stop: stop.drop_guard() }

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use helios_proto::model::{Node, ProbeCredential};
+use helios_tls::dial::in_words;
+use helios_tls::postgres::ToServers;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
-use tokio_postgres::config::SslMode;
-use tokio_postgres::{Client, NoTls, Row, Statement};
+use tokio_postgres::{Client, Row, Statement};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::{Facts, Failure, FailureKind, Reply};
+use crate::servers;
 
 /// Length 8, code 80877103.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
@@ -40,6 +42,7 @@ const PROBE: &str = "SELECT pg_is_in_recovery(), \
 /// Probes one node.
 pub(crate) struct Prober {
     node: Arc<Node>,
+    servers: Arc<ToServers>,
     credential: Option<ProbeCredential>,
     limit: Duration,
     session: Option<Session>,
@@ -53,8 +56,12 @@ struct Session {
 }
 
 impl Prober {
-    pub fn new(node: Arc<Node>, credential: Option<ProbeCredential>, limit: Duration) -> Self {
-        Self { node, credential, limit, session: None }
+    pub fn new(
+        (node, servers): (Arc<Node>, Arc<ToServers>),
+        credential: Option<ProbeCredential>,
+        limit: Duration,
+    ) -> Self {
+        Self { node, servers, credential, limit, session: None }
     }
 
     /// Probes once. A connection that broke since the last probe is replaced within the same probe.
@@ -84,7 +91,7 @@ impl Prober {
         if broken {
             self.session = None;
         }
-        let session = match log_in(&self.node, &credential, self.limit).await {
+        let session = match log_in((&self.node, &self.servers), &credential, self.limit).await {
             Ok(session) => session,
             Err(error) => return Err(self.explain(&error).await),
         };
@@ -122,7 +129,12 @@ impl Prober {
             return by_code(code.code());
         }
         if let Some(io) = error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
-            return Failure::new(FailureKind::Unreachable, io.to_string());
+            // A certificate that is not good says nothing about the server's life.
+            let tls = io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+            let kind = if tls { FailureKind::Misconfigured } else { FailureKind::Unreachable };
+            let text =
+                if tls { format!("TLS: {}", in_words(io, Some(&self.node.host))) } else { io.to_string() };
+            return Failure::new(kind, text);
         }
         if error.is_closed() {
             return Failure::new(FailureKind::Unreachable, "connection closed by the server".to_owned());
@@ -146,7 +158,7 @@ where
 }
 
 async fn log_in(
-    node: &Node,
+    (node, servers): (&Node, &ToServers),
     credential: &ProbeCredential,
     limit: Duration,
 ) -> Result<Session, tokio_postgres::Error> {
@@ -162,16 +174,11 @@ async fn log_in(
             "-c statement_timeout={} -c default_transaction_isolation=read\\ committed",
             limit.as_millis()
         ))
-        .connect_timeout(limit)
-        .ssl_mode(SslMode::Disable);
+        .connect_timeout(limit);
     if let Some(password) = &credential.password {
         config.password(password.expose());
     }
-    let (client, connection) = config.connect(NoTls).await?;
-    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-        // Its end shows in the next query.
-        drop(connection.await);
-    }));
+    let (client, connection) = servers::log_in(&mut config, servers).await?;
     let statement = client.prepare(PROBE).await?;
     Ok(Session { client, statement, _connection: connection })
 }
@@ -236,7 +243,7 @@ mod tests {
     }
 
     fn prober(node: Arc<Node>) -> Prober {
-        Prober::new(node, None, Duration::from_millis(200))
+        Prober::new((node, Arc::default()), None, Duration::from_millis(200))
     }
 
     #[tokio::test]
@@ -254,7 +261,7 @@ mod tests {
         let failure = prober(Arc::clone(&node)).probe().await.unwrap_err();
         assert_eq!((failure.kind, &*failure.text), (FailureKind::NoAnswer, "no answer within 200ms"));
         let credential = ProbeCredential { user: "u".to_owned(), password: None, database: "d".to_owned() };
-        let mut prober = Prober::new(node, Some(credential), Duration::from_millis(200));
+        let mut prober = Prober::new((node, Arc::default()), Some(credential), Duration::from_millis(200));
         assert_eq!(prober.probe().await.unwrap_err().kind, FailureKind::NoAnswer);
     }
 

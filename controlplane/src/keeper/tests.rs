@@ -18,7 +18,7 @@ struct Stage {
 
 fn start(store: Arc<dyn Store>, text: &str, follow: bool) -> Result<Stage, Refusal> {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-    let core = Core::start(store, (text, follow), &stop, &tracker)?;
+    let core = Core::start((store, Arc::default()), (text, follow), &stop, &tracker)?;
     Ok(Stage { core, _stop: stop.drop_guard() })
 }
 

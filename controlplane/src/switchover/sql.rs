@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use helios_proto::model::{Node, ProbeCredential};
+use helios_tls::postgres::ToServers;
 use tokio::time::timeout;
-use tokio_postgres::config::SslMode;
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, Row};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::servers;
 
 /// Longest wait for a connection or for a statement that only asks.
 const SHORT: Duration = Duration::from_secs(5);
@@ -35,7 +37,11 @@ pub struct Reached {
 
 impl Server {
     /// Logs in.
-    pub async fn open(node: &Node, credential: &ProbeCredential) -> Result<Self, String> {
+    pub async fn open(
+        node: &Node,
+        servers: &ToServers,
+        credential: &ProbeCredential,
+    ) -> Result<Self, String> {
         let mut config = tokio_postgres::Config::new();
         config
             .host(&node.host)
@@ -44,20 +50,15 @@ impl Server {
             .dbname(&credential.database)
             .application_name("helios-switchover")
             .options("-c search_path=pg_catalog -c default_transaction_isolation=read\\ committed")
-            .connect_timeout(SHORT)
-            .ssl_mode(SslMode::Disable);
+            .connect_timeout(SHORT);
         if let Some(password) = &credential.password {
             config.password(password.expose());
         }
         let name = node.name.to_string();
-        let connected = timeout(SHORT, config.connect(NoTls)).await;
+        let connected = timeout(SHORT, servers::log_in(&mut config, servers)).await;
         let (client, connection) = connected
             .map_err(|_| format!("no answer from {name} in {SHORT:?}"))?
             .map_err(|error| format!("cannot log in on {name}: {}", words(&error)))?;
-        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-            // Its end shows in the next statement.
-            drop(connection.await);
-        }));
         Ok(Self { name, client, _connection: connection })
     }
 

@@ -3,11 +3,8 @@
 
 use crate::stream::Stream;
 use helios_pgwire::startup::SSL;
-use helios_proto::config::{LegTls, TlsMode};
-use helios_tls::Files;
 use helios_tls::dial::in_words;
-use helios_tls::live::Live;
-use helios_tls::postgres::{Dialling, end_point};
+use helios_tls::postgres::{ToServers, end_point};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use std::io;
@@ -16,12 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// TLS towards servers, as configured.
 #[derive(Default)]
-pub struct ServerLeg {
-    /// `None`: no TLS.
-    live: Option<Arc<Live<Dialling>>>,
-    required: bool,
-    verified: bool,
-}
+pub struct ServerLeg(Arc<ToServers>);
 
 /// How a connection was sealed: its cancel requests are sealed in the same way.
 #[derive(Clone)]
@@ -57,19 +49,10 @@ pub enum SecureError {
 }
 
 impl ServerLeg {
-    /// Reads the files of the section.
-    ///
-    /// # Errors
-    /// They are not good, in words that name file and key.
-    pub fn open(leg: &LegTls) -> Result<Self, String> {
-        let live = (leg.mode != TlsMode::Disable).then(|| Live::open(Files::of_leg(leg))).transpose()?;
-        Ok(Self { live, required: leg.mode.is_required(), verified: leg.mode.verifies() })
-    }
-
-    /// The files, to be followed.
+    /// As the section says.
     #[must_use]
-    pub const fn live(&self) -> Option<&Arc<Live<Dialling>>> {
-        self.live.as_ref()
+    pub const fn new(to: Arc<ToServers>) -> Self {
+        Self(to)
     }
 
     /// Puts TLS on a fresh connection, if the mode and the server want it; how, if so.
@@ -77,16 +60,16 @@ impl ServerLeg {
     /// # Errors
     /// See [`SecureError`].
     pub async fn secure(&self, io: &mut Stream, host: &str) -> Result<Option<Sealing>, SecureError> {
-        let Some(live) = &self.live else { return Ok(None) };
+        let Some(live) = &self.0.live else { return Ok(None) };
         let name = match ServerName::try_from(host.to_owned()) {
             Ok(name) => name,
-            Err(_) if !self.verified => ServerName::try_from("server.invalid").map_err(io::Error::other)?,
+            Err(_) if !self.0.verified => ServerName::try_from("server.invalid").map_err(io::Error::other)?,
             Err(_) => return Err(SecureError::Name(host.to_owned())),
         };
         let sealing = Sealing { config: Arc::clone(&live.current().config), name };
         match request(io).await? {
             b'S' => sealing.seal(io).await.map(|()| Some(sealing)),
-            b'N' if self.required => Err(SecureError::Unsupported),
+            b'N' if self.0.required => Err(SecureError::Unsupported),
             b'N' => Ok(None),
             other => Err(SecureError::Answer(other)),
         }

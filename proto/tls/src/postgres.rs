@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use helios_proto::config::{LegTls, TlsMode};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::Resumption;
 use rustls::client::WebPkiServerVerifier;
@@ -16,8 +17,8 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, Serve
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::files::{Material, Trust, names, provider};
-use crate::live::FromFiles;
+use crate::files::{Files, Material, Trust, names, provider};
+use crate::live::{FromFiles, Live};
 
 /// The protocol's name in ALPN (PostgreSQL 17, `libpq/libpq.h`).
 pub const ALPN: &[u8] = b"postgresql";
@@ -37,6 +38,28 @@ pub struct Accepting {
 pub struct Dialling {
     /// For rustls.
     pub config: Arc<ClientConfig>,
+}
+
+/// `[server_tls]` with its files.
+#[derive(Default)]
+pub struct ToServers {
+    /// `None`: no TLS.
+    pub live: Option<Arc<Live<Dialling>>>,
+    /// A server without TLS is not used.
+    pub required: bool,
+    /// The server's certificate is looked at.
+    pub verified: bool,
+}
+
+impl ToServers {
+    /// Reads the files of the section.
+    ///
+    /// # Errors
+    /// They are not good, in words that name file and key.
+    pub fn open(leg: &LegTls) -> Result<Self, String> {
+        let live = (leg.mode != TlsMode::Disable).then(|| Live::open(Files::of_leg(leg))).transpose()?;
+        Ok(Self { live, required: leg.mode.is_required(), verified: leg.mode.verifies() })
+    }
 }
 
 impl FromFiles for Accepting {

@@ -50,6 +50,11 @@ fn refused(proxy: &Proxy, how: &str, words: &str) {
     assert!(why.contains(words), "{how}: {words}: {why}");
 }
 
+/// Waits for this in its log.
+fn logs(proxy: &Proxy, text: &str) {
+    eventually(PATIENCE, text, || !proxy.logged(text).is_empty());
+}
+
 fn listed() -> String {
     format!("password = \"{}\"", password("app"))
 }
@@ -249,8 +254,10 @@ fn every_mode_towards_servers() {
         ("mode = \"verify-ca\"\n".to_owned() + &ca(&pki), "true -"),
         ("mode = \"verify-full\"\n".to_owned() + &ca(&pki), "true -"),
     ] {
-        let proxy = start(&keys);
+        let proxy = start(&keys).ready();
         assert_eq!(run(&proxy, "", sealed).as_deref(), Ok(told), "{keys}");
+        // Probes as well.
+        assert!(proxy.logged("probe is misconfigured").is_empty(), "{keys}: {:#?}", proxy.tail());
     }
     for (keys, words) in [
         ("mode = \"disable\"\n".to_owned(), "no encryption"),
@@ -259,8 +266,9 @@ fn every_mode_towards_servers() {
     ] {
         let proxy = start(&keys);
         refused(&proxy, "", words);
+        logs(&proxy, "probe is misconfigured");
         if keys.contains("verify") {
-            assert!(!proxy.logged("unknown authority").is_empty(), "{:#?}", proxy.tail());
+            logs(&proxy, "unknown authority");
         }
     }
     // A name that is not in the certificate.
@@ -268,7 +276,7 @@ fn every_mode_towards_servers() {
     cluster.primary().with_tls(&pki.file("db.pem"), &pki.file("db.key"), &pki.file("ca.pem"), "");
     let full = start(&("mode = \"verify-full\"\n".to_owned() + &ca(&pki)));
     refused(&full, "", "could not log in on node");
-    assert!(!full.logged("another name than").is_empty(), "{:#?}", full.tail());
+    logs(&full, "another name than");
     let authority = start(&("mode = \"verify-ca\"\n".to_owned() + &ca(&pki)));
     assert_eq!(run(&authority, "", sealed).as_deref(), Ok("true -"));
     // A server without TLS.
@@ -277,7 +285,7 @@ fn every_mode_towards_servers() {
     config.more += "\n[server_tls]\nmode = \"require\"\n";
     let require = config.start();
     refused(&require, "", "could not log in on node");
-    assert!(!require.logged("does not support TLS").is_empty(), "{:#?}", require.tail());
+    logs(&require, "does not support TLS");
 }
 
 #[test]

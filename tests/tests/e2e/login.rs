@@ -2,7 +2,7 @@
 
 use helios_tests::cluster::password;
 use helios_tests::raw::{Message, Next, PATIENCE, startup};
-use helios_tests::{Cluster, Config, Proxy, Raw};
+use helios_tests::{Cluster, Config, Proxy, Raw, eventually};
 
 fn refusal(port: u16, user: &str, password: &str) -> Message {
     let mut raw = Raw::connect(port);
@@ -221,12 +221,14 @@ fn a_look_up_that_fails_lets_nobody_in_and_says_why() {
     config.more += &QUERY.replace("looker-secret", "wrong").replace("looker", "app");
     let proxy = config.start().ready();
     assert_eq!(refusal(proxy.port(), "app", "app-secret").sqlstate(), "57P03");
-    assert!(!proxy.logged("could not look a role up").is_empty(), "{:#?}", proxy.tail());
+    eventually(PATIENCE, "the reason is logged", || !proxy.logged("could not look a role up").is_empty());
     let mut config = Config::primary_only(Cluster::shared());
     config.more += &QUERY.replace("looker", "app").replace("helios.role", "nowhere.role");
     let proxy = config.start().ready();
     assert_eq!(refusal(proxy.port(), "app", "app-secret").sqlstate(), "57P03");
-    assert!(!proxy.logged("schema \"nowhere\" does not exist").is_empty(), "{:#?}", proxy.tail());
+    eventually(PATIENCE, "the reason is logged", || {
+        !proxy.logged("schema \"nowhere\" does not exist").is_empty()
+    });
 }
 
 #[test]

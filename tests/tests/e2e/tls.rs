@@ -138,7 +138,7 @@ fn new_certificates_need_no_restart_and_bad_ones_change_nothing() {
     let ops = files(&pki, "ops");
     let works = || drop(Heliosctl::secure(plane.management).run(&with(&ops, &["status", "-q"])).code(7));
     let expiry =
-        |listener| plane.metric("heliosproxy_cp_tls_not_after_seconds", &[("listener", listener)]).unwrap();
+        |listener| plane.metric("heliosproxy_cp_tls_not_after_seconds", &[("section", listener)]).unwrap();
     let failures = || plane.metric("heliosproxy_cp_tls_reload_failures_total", &[]).unwrap();
     let first = expiry("management");
     // Strangers that say nothing, or no TLS, hold up nobody.
