@@ -1,6 +1,6 @@
 //! Prepared statements across servers: one shared name per statement, whoever prepared it, and which of them a server
 //! connection has. A statement is its SQL text and its parameter types; the connection's identity (user, database, startup
-//! parameters) is part of the pool, and a session that changed a setting keeps its server, so that neither `search_path`
+//! parameters) is part of the pool, and settings that a session has made are part of the name, so that neither `search_path`
 //! nor a role ever mixes. Never talks to a server: `session` sends what is missing.
 
 use helios_pgwire::frame::{put, put_cstr};
@@ -41,6 +41,8 @@ pub struct Interner {
     scope: Arc<Scope>,
     known: HashMap<Id, Weak<Statement>>,
     sweep_at: usize,
+    /// Tells apart the settings under which statements are prepared; 0: none.
+    salt: u64,
 }
 
 /// Statements that a server connection has.
@@ -130,7 +132,12 @@ impl Interner {
     /// An empty one.
     #[must_use]
     pub fn new(scope: Arc<Scope>) -> Self {
-        Self { scope, known: HashMap::new(), sweep_at: 1024 }
+        Self { scope, known: HashMap::new(), sweep_at: 1024, salt: 0 }
+    }
+
+    /// What is interned from now on is prepared under the settings that `salt` stands for.
+    pub fn under(&mut self, salt: u64) {
+        self.salt = salt;
     }
 
     /// A client parses a statement now: the number of that moment.
@@ -147,7 +154,8 @@ impl Interner {
 
     /// The statement with this Parse tail.
     pub fn intern(&mut self, tail: &[u8]) -> Arc<Statement> {
-        let hash = Sha256::new().chain_update(self.scope.key).chain_update(tail).finalize();
+        let key = (self.scope.key, self.salt.to_be_bytes());
+        let hash = Sha256::new().chain_update(key.0).chain_update(key.1).chain_update(tail).finalize();
         let id = hash.iter().take(16).fold(0u128, |id, byte| (id << 8) | u128::from(*byte));
         if let Some(statement) = self.known.get(&id).and_then(Weak::upgrade) {
             return statement;

@@ -102,7 +102,8 @@ async fn rows(pools: &Pools, identity: &Arc<Identity>) -> Option<Vec<Row>> {
     let node = view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up))?;
     let pool = view.pools.get(node)?;
     let waiter = Waiter::new(NO_WORKER);
-    let request = Request { identity, waiter: &waiter, caps: view.caps(identity), timeout: LONGEST };
+    let request =
+        Request { identity, waiter: &waiter, settings: None, caps: view.caps(identity), timeout: LONGEST };
     let lifetime = view.settings().pool.max_lifetime;
     let mut conn = match pool.checkout(&request) {
         Checkout::Ready(conn) => conn.adopt(NO_WORKER).ok()?,

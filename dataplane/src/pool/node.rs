@@ -22,6 +22,7 @@ use super::identity::Identity;
 use super::wait::{Grant, Outcome, Waiter};
 use crate::legs::ServerLeg;
 use crate::server::ServerConn;
+use crate::server::settings::Texts;
 use helios_proto::model::Node;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -68,6 +69,8 @@ pub struct Request<'a> {
     pub identity: &'a Arc<Identity>,
     /// The session's place in the queue, should it have to wait.
     pub waiter: &'a Arc<Waiter>,
+    /// Settings that the session has made: a connection that has them already is rather taken.
+    pub settings: Option<&'a Arc<Texts>>,
     /// Limits of this identity.
     pub caps: Caps,
     /// Longest wait.
@@ -201,7 +204,7 @@ impl NodePool {
             inner.enqueue(request);
             return Checkout::Wait;
         }
-        if let Some(conn) = inner.take_idle(request.identity.id, request.waiter.worker) {
+        if let Some(conn) = inner.take_idle(request.identity.id, request.waiter.worker, request.settings) {
             self.note(&inner);
             return Checkout::Ready(conn);
         }

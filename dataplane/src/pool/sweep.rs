@@ -129,6 +129,7 @@ pub fn established(
         expires: lifetime.and_then(|limit| now.checked_add(jitter(limit, welcome.pid))),
         idle_since: now,
         needs_reset: false,
+        settings: None,
         prepared: Prepared::default(),
         greeting,
         slot,

@@ -4,7 +4,7 @@
 use crate::stream::Stream;
 use helios_pgwire::ErrorFields;
 use helios_pgwire::backend::{TxStatus, max_len};
-use helios_pgwire::frame::Header;
+use helios_pgwire::frame::{Header, put, put_cstr};
 use helios_pgwire::frontend;
 use std::io;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -36,6 +36,31 @@ pub async fn ask_with(io: &mut Stream, sql: &str, parameter: &[u8]) -> io::Resul
     let mut messages = Vec::new();
     frontend::statement(&mut messages, sql, parameter);
     answer(io, &messages).await
+}
+
+/// Runs statements of which no rows are wanted, all sent at once.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn settle<'a>(io: &mut Stream, statements: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+    let (mut messages, mut owed) = (Vec::new(), 0usize);
+    for sql in statements {
+        put(&mut messages, b'Q', |body| put_cstr(body, sql));
+        owed = owed.saturating_add(1);
+    }
+    io.write_all(&messages).await?;
+    io.flush().await?;
+    let (mut buf, mut rows, mut chunk) = (Vec::new(), Vec::new(), vec![0u8; CHUNK]);
+    while owed > 0 {
+        if take(&mut buf, &mut rows)? {
+            owed = owed.saturating_sub(1);
+            continue;
+        }
+        let n = io.read(&mut chunk).await?;
+        let got = chunk.get(..n).filter(|got| !got.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.extend_from_slice(got);
+    }
+    if buf.is_empty() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 async fn answer(io: &mut Stream, messages: &[u8]) -> io::Result<Vec<Row>> {

@@ -4,6 +4,7 @@
 use crate::legs::Sealing;
 use crate::pool::identity::Greeting;
 use crate::pool::{Identity, Slot};
+use crate::server::settings::Texts;
 use crate::statements::Prepared;
 use crate::stream::Stream;
 use helios_pgwire::frontend;
@@ -44,6 +45,8 @@ pub struct ServerConn {
     pub idle_since: Instant,
     /// Session state may have changed: the reset query must run before another session gets it.
     pub needs_reset: bool,
+    /// Settings that its last session has left; `None`: as it was opened.
+    pub settings: Option<Arc<Texts>>,
     /// Statements that it has prepared; with the session while one uses it.
     pub prepared: Prepared,
     /// What the backend said at login.
@@ -68,21 +71,9 @@ impl ServerConn {
         if self.worker == worker {
             return Ok(self);
         }
-        let Self { io, ident, identity, expires, idle_since, needs_reset, prepared, greeting, slot, .. } =
-            *self;
-        let io = io.settle()?;
-        self = Box::new(Self {
-            io,
-            ident,
-            identity,
-            worker,
-            expires,
-            idle_since,
-            needs_reset,
-            prepared,
-            greeting,
-            slot,
-        });
+        let this = *self;
+        let io = this.io.settle()?;
+        self = Box::new(Self { io, worker, ..this });
         Ok(self)
     }
 

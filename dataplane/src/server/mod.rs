@@ -7,6 +7,7 @@ pub mod conn;
 pub mod credential;
 pub mod dial;
 pub mod ledger;
+pub mod settings;
 
 pub use conn::{ServerConn, ServerIdent};
 pub use credential::Credential;

@@ -7,6 +7,7 @@ use crate::pool::sweep::open;
 use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter, wait};
 use crate::server::ServerConn;
 use crate::server::dial::DialError;
+use crate::server::settings::Texts;
 use crate::worker::Worker;
 use helios_pgwire::login::LoginError;
 use helios_pgwire::{PgError, Severity};
@@ -39,6 +40,8 @@ pub struct Seeker<'a> {
     seen: u64,
     /// The right to open a connection, from before the search.
     slot: Option<Slot>,
+    /// Settings that the connection is to have.
+    settings: Option<Arc<Texts>>,
 }
 
 /// The error of the acquire timeout, in the words of the guide.
@@ -72,13 +75,28 @@ impl<'a> Seeker<'a> {
     /// A search that starts now.
     #[must_use]
     pub fn new(worker: &'a Arc<Worker>, identity: &'a Arc<Identity>, waiter: Arc<Waiter>) -> Self {
-        Self { worker, identity, waiter, started: Instant::now(), pause: PAUSE, seen: 0, slot: None }
+        Self {
+            worker,
+            identity,
+            waiter,
+            started: Instant::now(),
+            pause: PAUSE,
+            seen: 0,
+            slot: None,
+            settings: None,
+        }
     }
 
     /// The search began earlier, and has perhaps got the right to open a connection already.
     #[must_use]
     pub fn begun(self, started: Instant, slot: Option<Slot>) -> Self {
         Self { started, slot, ..self }
+    }
+
+    /// The connection is to have these settings.
+    #[must_use]
+    pub fn dressed(self, settings: Option<Arc<Texts>>) -> Self {
+        Self { settings, ..self }
     }
 
     /// A connection to the node that `choose` names each time it is asked; `None` means that there is none now.
@@ -99,7 +117,8 @@ impl<'a> Seeker<'a> {
             };
             let timeout = view.settings().pool.acquire_timeout.saturating_sub(self.started.elapsed());
             let (identity, waiter) = (self.identity, &self.waiter);
-            let request = Request { identity, waiter, caps: view.caps(identity), timeout };
+            let settings = self.settings.as_ref();
+            let request = Request { identity, waiter, settings, caps: view.caps(identity), timeout };
             let given = self.slot.take().filter(|slot| Arc::ptr_eq(slot.pool(), pool)).map(Checkout::Dial);
             let outcome = match given.unwrap_or_else(|| pool.checkout(&request)) {
                 Checkout::Ready(conn) => Outcome::Granted(Grant::Conn(conn)),

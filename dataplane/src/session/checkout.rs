@@ -9,6 +9,7 @@ use crate::pool::node::Request;
 use crate::pool::{Checkout, Grant, NodePool, Outcome, Slot, View, Waiter};
 use crate::route::{Choice, Query, Reason, SessionFacts, choose};
 use crate::server::ServerConn;
+use crate::server::settings::same;
 use crate::worker::Tools;
 use helios_pgwire::{PgError, Severity};
 use helios_proto::model::ReadYourWrites;
@@ -26,6 +27,8 @@ pub struct Lead {
     pub choice: Option<(u64, Option<usize>)>,
     /// The right to open a connection to it.
     pub slot: Option<Slot>,
+    /// A connection to it that has other settings than the session.
+    pub conn: Option<Box<ServerConn>>,
 }
 
 /// The session's place in the queue of a node's pool; dropping it gives it up.
@@ -56,7 +59,7 @@ impl Session {
         self.refresh(&view);
         let choice = self.choose(&view, tools);
         let revision = view.snapshot.revision;
-        let lead = Lead { since, choice: Some((revision, choice.node)), slot: None };
+        let lead = Lead { since, choice: Some((revision, choice.node)), slot: None, conn: None };
         let Some((node, pool)) = choice.node.and_then(|i| Some((i, view.pools.get(i)?))) else {
             return self.leave_to_acquire(lead);
         };
@@ -66,16 +69,18 @@ impl Session {
         let request = Request {
             identity: &self.identity,
             waiter: &self.waiter,
+            settings: self.core.settings().in_force(),
             caps: view.caps(&self.identity),
             timeout: view.settings().pool.acquire_timeout,
         };
         match pool.checkout(&request) {
             Checkout::Ready(conn) => match conn.adopt(self.worker.id) {
-                Ok(conn) => {
+                Ok(conn) if self.is_dressed(&conn) => {
                     self.worker.counters.acquire.observe(std::time::Duration::ZERO);
                     self.bind(conn, node, &view);
                     Ok(true)
                 }
+                Ok(conn) => self.leave_to_acquire(Lead { conn: Some(conn), ..lead }),
                 Err(_) => self.leave_to_acquire(lead),
             },
             Checkout::Dial(slot) => self.leave_to_acquire(Lead { slot: Some(slot), ..lead }),
@@ -115,11 +120,11 @@ impl Session {
             }
             Outcome::Granted(Grant::Dial(slot)) => {
                 self.leave_queue();
-                self.leave_to_acquire(Lead { since, choice, slot: Some(slot) })?;
+                self.leave_to_acquire(Lead { since, choice, slot: Some(slot), conn: None })?;
             }
             Outcome::Retired => {
                 self.leave_queue();
-                self.leave_to_acquire(Lead { since, choice: None, slot: None })?;
+                self.leave_to_acquire(Lead { since, choice: None, slot: None, conn: None })?;
             }
             Outcome::Expired => {
                 count(&self.worker.counters.acquire_timeouts);
@@ -143,17 +148,26 @@ impl Session {
         if !there || standby != (view.snapshot.primary != Some(node)) {
             let pool = Arc::clone(conn.slot.pool());
             pool.put_back(conn);
-            return self.leave_to_acquire(Lead { since, choice: None, slot: None }).map(drop);
+            return self.leave_to_acquire(Lead { since, choice: None, slot: None, conn: None }).map(drop);
         }
         self.refresh(&view);
         match conn.adopt(self.worker.id) {
-            Ok(conn) => {
+            Ok(conn) if self.is_dressed(&conn) => {
                 self.worker.counters.acquire.observe(since.elapsed());
                 self.bind(conn, node, &view);
                 Ok(())
             }
-            Err(_) => self.leave_to_acquire(Lead { since, choice: None, slot: None }).map(drop),
+            Ok(conn) => {
+                let choice = Some((view.snapshot.revision, Some(node)));
+                self.leave_to_acquire(Lead { since, choice, slot: None, conn: Some(conn) }).map(drop)
+            }
+            Err(_) => self.leave_to_acquire(Lead { since, choice: None, slot: None, conn: None }).map(drop),
         }
+    }
+
+    /// Whether a connection has the settings of this session.
+    fn is_dressed(&self, conn: &ServerConn) -> bool {
+        same(conn.settings.as_ref(), self.core.settings().in_force())
     }
 
     fn leave_queue(&mut self) {
@@ -185,12 +199,18 @@ impl Session {
         self.server = Some(conn);
         self.to_server.clear();
         self.fresh = true;
-        let before = self.core.pins();
         self.core.bind(standby, prepared);
-        if before.is_empty() && !self.core.pins().is_empty() {
+        self.count_pin();
+        self.look = true;
+    }
+
+    /// Counts the moment in which the session becomes tied to its server connection.
+    pub(super) fn count_pin(&mut self) {
+        let tied = !self.core.pins().is_empty();
+        if tied && !self.tied {
             count(&self.worker.counters.pinned);
         }
-        self.look = true;
+        self.tied = tied;
     }
 
     /// The server connection may have been opened under other settings of the role or the database than the last one:

@@ -10,6 +10,7 @@ use doomed::Doom;
 
 use super::names::Names;
 use super::run::Run;
+use super::settings::{Followed, Settings};
 use crate::server::Ledger;
 use crate::statements::Prepared;
 use helios_pgwire::PgError;
@@ -129,6 +130,8 @@ pub struct Core {
     /// A standby has refused what this session does: its isolation, or a write that could not be replayed.
     primary_only: bool,
     counts: Counts,
+    /// What plain SET statements have set.
+    settings: Settings,
     names: Names,
     /// What the server connection held has prepared.
     prepared: Prepared,
@@ -175,6 +178,7 @@ impl Core {
             owns_unnamed: false,
             primary_only: false,
             counts: Counts::default(),
+            settings: Settings::default(),
             names: Names::default(),
             prepared: Prepared::default(),
         }
@@ -202,7 +206,21 @@ impl Core {
     /// Why the session is tied to its server connection.
     #[must_use]
     pub fn pins(&self) -> Pins {
-        if self.changed.is_empty() { self.pins } else { self.pins.union(Pins::SETTING) }
+        let unknown = self.changed.iter().any(|name| !self.settings.covers(name));
+        if unknown { self.pins.union(Pins::SETTING) } else { self.pins }
+    }
+
+    /// What plain SET statements have set.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// A reply was looked at for what it says of settings.
+    fn follow(&mut self, followed: Followed) {
+        if followed == Followed::Lost {
+            self.distrust();
+        }
     }
 
     /// Whether a setting that decides how a text is read has changed since the connection was opened.
@@ -288,13 +306,15 @@ impl Core {
         self.prepared = prepared;
         self.server_skip = 0;
         self.held = 0;
-        let (tag, verdict) = (self.run.first(), self.run.verdict().clone());
+        let (tag, verdict, change) = (self.run.first(), self.run.verdict().clone(), self.run.take_change());
         self.leaving = false;
         // On a primary, what has no effect: a read, or a BEGIN.
         let harmless = verdict.class == Class::Read && !verdict.may_write || is_begin(&verdict);
-        self.bound = Some(Bound { standby, replayable: self.run.is_closed() && (standby || harmless) });
+        let closed = self.run.is_closed();
+        self.bound = Some(Bound { standby, replayable: closed && (standby || harmless) });
         if self.run.acts() {
-            self.note(tag, &verdict);
+            // Nothing is on its way before it.
+            self.note(tag, &verdict, change.filter(|_| closed), true);
         }
         self.owns_unnamed = self.run.owns_unnamed();
         if self.run.prepares() {
@@ -322,6 +342,7 @@ impl Core {
         self.bound = None;
         self.pins = Pins::NONE;
         self.changed.clear();
+        self.settings.abandon();
         self.undo_names();
         let prepared = std::mem::take(&mut self.prepared);
         (std::mem::take(&mut self.ledger), std::mem::take(&mut self.server_skip), prepared)
@@ -336,6 +357,7 @@ impl Core {
     /// again, from the front.
     pub fn replay(&mut self) {
         self.undo_names();
+        self.settings.abandon();
         self.bound = None;
         self.held = 0;
         self.server_skip = 0;

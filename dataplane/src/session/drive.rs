@@ -68,6 +68,8 @@ pub struct Session {
     pub(super) last_write: Option<Instant>,
     /// How often the run that goes on now was replayed.
     pub(super) replays: u32,
+    /// The session is tied to its server connection, and was counted so.
+    pub(super) tied: bool,
     /// The window in which the worker last heard of this session.
     pub(super) window: u32,
     /// The worker wants to be rid of the session.
@@ -219,6 +221,7 @@ impl Session {
         let now = Instant::now();
         self.rested = now;
         self.replays = 0;
+        self.count_pin();
         if self.sent.capacity() > KEEP {
             self.sent = Vec::new();
         }
@@ -245,6 +248,7 @@ impl Session {
         let prepared = self.core.released();
         let Some(mut server) = self.server.take() else { return };
         server.prepared = prepared;
+        server.settings = self.core.settings().in_force().map(Arc::clone);
         if self.handle.clear_server() {
             let pool = Arc::clone(server.slot.pool());
             pool.put_back(server);

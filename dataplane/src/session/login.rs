@@ -426,7 +426,13 @@ impl Login<'_> {
         let identity = self.worker.shared.identities.provisional(user, database, params.clone());
         let waiter = Waiter::new(self.worker.id);
         let timeout = view.settings().pool.acquire_timeout;
-        let request = Request { identity: &identity, waiter: &waiter, caps: view.caps(&identity), timeout };
+        let request = Request {
+            identity: &identity,
+            waiter: &waiter,
+            settings: None,
+            caps: view.caps(&identity),
+            timeout,
+        };
         let outcome = match pool.checkout(&request) {
             Checkout::Dial(slot) => return Ok(slot),
             Checkout::Ready(_) | Checkout::Retired => return Err(none()),

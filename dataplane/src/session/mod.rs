@@ -14,6 +14,7 @@ pub mod names;
 pub mod replication;
 pub mod run;
 pub mod serve;
+pub mod settings;
 pub mod startup;
 
 pub use serve::{Moving, resume, serve};

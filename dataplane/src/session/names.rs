@@ -105,6 +105,12 @@ impl Names {
         self.known.get(name).map(|known| known.statement.sql())
     }
 
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
     /// Whether one more statement can be kept.
     #[must_use]
     pub fn has_room(&self) -> bool {

@@ -4,6 +4,7 @@
 
 use super::core::begins;
 use super::names::{Named, Names, named};
+use super::settings::{self, Change};
 use crate::route::{Class, KnownFunctions, Pins, Verdict, VerdictCache};
 use crate::statements::Interner;
 use helios_pgwire::PgError;
@@ -45,6 +46,8 @@ pub struct Run {
     unbound: bool,
     /// An unnamed statement was parsed in this run.
     parsed: bool,
+    /// The one text of the run changes a setting, and does nothing else.
+    change: Option<Change>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +73,7 @@ impl Default for Run {
             acts: false,
             unbound: false,
             parsed: false,
+            change: None,
         }
     }
 }
@@ -262,8 +266,15 @@ impl Run {
         if mode == PoolMode::Statement && begins(&verdict) {
             return Err(Box::new(no_blocks()));
         }
+        let change = judge.change(tag, message, &verdict).filter(|_| !self.judged && !self.named);
         self.merge(&verdict);
+        self.change = change;
         Ok(())
+    }
+
+    /// What the run does to a setting, if that is all it does; once.
+    pub fn take_change(&mut self) -> Option<Change> {
+        self.change.take()
     }
 
     /// Bind, Describe or Close: of the unnamed statement only if this run has parsed it, for on a shared server it might
@@ -304,6 +315,7 @@ impl Run {
     }
 
     fn merge(&mut self, verdict: &Verdict) {
+        self.change = None;
         if !self.judged {
             self.verdict = verdict.clone();
             self.judged = true;
@@ -338,6 +350,18 @@ impl Judge<'_> {
             // What cannot be read may leave any state behind.
             _ => Verdict { pins: Pins::SETTING, ..Verdict::in_doubt() },
         }
+    }
+
+    /// What a Query or Parse message does to a setting, if that is all it does.
+    pub fn change(&self, tag: u8, message: Option<&[u8]>, verdict: &Verdict) -> Option<Change> {
+        let steers =
+            verdict.pins == Pins::SETTING || verdict.pins.is_empty() && verdict.class == Class::Write;
+        if !self.readable || !steers || verdict.may_write || verdict.statements != 1 {
+            return None;
+        }
+        let message = message?;
+        let text = if tag == b'Q' { query_text(message) } else { parse_text(message).map(|(_, text)| text) };
+        settings::change(text?, self.standard_strings)
     }
 
     /// The verdict of a text.

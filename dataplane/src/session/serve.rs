@@ -17,6 +17,7 @@ use crate::pool::Waiter;
 use crate::registry::SessionHandle;
 use crate::server::ServerConn;
 use crate::server::clean::{Leftover, clean};
+use crate::server::settings::dress;
 use crate::stream::Stream;
 use crate::worker::Worker;
 use helios_pgwire::frame::Header;
@@ -172,6 +173,7 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         rested: Instant::now(),
         last_write: None,
         replays: 0,
+        tied: false,
         window: 0,
         shed: false,
     };
@@ -277,14 +279,46 @@ async fn seek(
     lead: Option<Lead>,
 ) -> Result<(usize, Arc<crate::pool::View>, Box<ServerConn>), Lost> {
     let worker = Arc::clone(&session.worker);
-    let (mut first, slot) = lead.map_or((None, None), |lead| (lead.choice, lead.slot));
-    let choose = |view: &crate::pool::View| match first.take() {
-        Some((revision, node)) if revision == view.snapshot.revision => node,
-        _ => session.choose(view, &mut worker.bench().tools).node,
+    let (mut first, slot, conn) = lead.map_or((None, None, None), |lead| (lead.choice, lead.slot, lead.conn));
+    let wanted = session.core.settings().in_force();
+    let at_hand = conn.and_then(|conn| at_hand(conn, first, &worker));
+    let (node, view, mut conn) = match at_hand {
+        Some(found) => found,
+        None => {
+            let choose = |view: &crate::pool::View| match first.take() {
+                Some((revision, node)) if revision == view.snapshot.revision => node,
+                _ => session.choose(view, &mut worker.bench().tools).node,
+            };
+            let seeker = Seeker::new(&session.worker, &session.identity, Arc::clone(&session.waiter));
+            let seeker = seeker.begun(started, slot).dressed(wanted.map(Arc::clone));
+            seeker.seek(choose).await.map_err(Lost::Failed)?
+        }
     };
-    let waiter = Arc::clone(&session.waiter);
-    let seeker = Seeker::new(&session.worker, &session.identity, waiter);
-    seeker.begun(started, slot).seek(choose).await.map_err(Lost::Failed)
+    if let Err(error) = dress(&mut conn, wanted).await {
+        let name = &conn.slot.pool().node.name;
+        tracing::debug!(node = %name, %error, "could not restore the settings of a session");
+        let text = format!("could not restore the settings of the session on node \"{name}\": {error}");
+        // The connection is in an unknown state, and closes.
+        return Err(Lost::Failed(Failure::Statement(Box::new(PgError::error("08006", text)))));
+    }
+    Ok((node, view, conn))
+}
+
+/// A connection that was chosen already, if the choice still holds; else it goes back.
+fn at_hand(
+    conn: Box<ServerConn>,
+    choice: Option<(u64, Option<usize>)>,
+    worker: &Arc<Worker>,
+) -> Option<(usize, Arc<crate::pool::View>, Box<ServerConn>)> {
+    let view = worker.shared.pools.view();
+    match choice {
+        Some((revision, Some(node))) if revision == view.snapshot.revision => Some((node, view, conn)),
+        _ => {
+            let pool = Arc::clone(conn.slot.pool());
+            pool.put_back(conn);
+            None
+        }
+    }
 }
 
 /// Ends when the client leaves or cancels while it waits.
@@ -398,10 +432,12 @@ impl Session {
         let pins = self.core.pins();
         let half_sent = self.core.half_sent() || self.to_server.blocked();
         let reset = self.core.mode() == helios_proto::model::PoolMode::Session || !pins.is_empty();
+        let settings = self.core.settings().left();
         let (ledger, unread, prepared) = self.core.abandon();
         let uncancelled = self.handle.clear_server();
         let Some(mut conn) = self.server.take() else { return };
         conn.prepared = prepared;
+        conn.settings = settings;
         let left = Leftover { ledger, unread, buf: std::mem::take(&mut self.to_server.inbox) };
         if half_sent || !uncancelled || !pins.kept_by_discard().is_empty() {
             return conn.close();

@@ -29,6 +29,7 @@ mod pooling;
 mod replication;
 mod routing;
 mod scale;
+mod settings;
 mod statements;
 mod stores;
 mod switchover;

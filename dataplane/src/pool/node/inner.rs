@@ -6,6 +6,7 @@ use super::{Caps, Request};
 use crate::pool::identity::Identity;
 use crate::pool::wait::Waiter;
 use crate::server::ServerConn;
+use crate::server::settings::{Texts, same};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -81,11 +82,18 @@ impl Inner {
         }
     }
 
-    /// An idle connection of an identity, rather one of this worker.
-    pub fn take_idle(&mut self, id: u64, worker: usize) -> Option<Box<ServerConn>> {
+    /// An idle connection of an identity, rather one with these settings, and one of this worker.
+    pub fn take_idle(
+        &mut self,
+        id: u64,
+        worker: usize,
+        settings: Option<&Arc<Texts>>,
+    ) -> Option<Box<ServerConn>> {
         let conns = self.idle.get_mut(&id)?;
-        let local = conns.iter().rposition(|conn| conn.worker == worker);
-        let conn = match local {
+        let fits = |conn: &ServerConn| same(conn.settings.as_ref(), settings);
+        let local = conns.iter().rposition(|conn| conn.worker == worker && fits(conn));
+        let near = local.or_else(|| conns.iter().rposition(|conn| fits(conn)));
+        let conn = match near.or_else(|| conns.iter().rposition(|conn| conn.worker == worker)) {
             Some(at) => conns.remove(at),
             None => conns.pop()?,
         };

@@ -139,7 +139,7 @@ impl NodePool {
         queued: &Queued,
     ) -> Option<(Grant, Option<Box<crate::server::ServerConn>>)> {
         let Queued { identity, waiter, caps, .. } = queued;
-        let mut idle = inner.take_idle(identity.id, waiter.worker);
+        let mut idle = inner.take_idle(identity.id, waiter.worker, None);
         if let Some(conn) = idle.take_if(|conn| conn.is_alive()) {
             return Some((Grant::Conn(conn), None));
         }

@@ -49,7 +49,7 @@ impl World {
     }
 
     fn ask(&self, identity: &Arc<Identity>, waiter: &Arc<Waiter>, caps: Caps) -> Checkout {
-        self.pool.checkout(&Request { identity, waiter, caps, timeout: LONG })
+        self.pool.checkout(&Request { identity, waiter, settings: None, caps, timeout: LONG })
     }
 
     /// Opens the connection that a slot is for.
@@ -236,7 +236,13 @@ async fn waits_expire_later_while_the_pool_is_paused() {
     let orders = |paused| NodeOps { paused, ..NodeOps::default() };
     world.pool.obey(&orders(true), false, None, &settings);
     let waiter = Waiter::new(0);
-    let request = Request { identity: &app, waiter: &waiter, caps: Caps::default(), timeout: Duration::ZERO };
+    let request = Request {
+        identity: &app,
+        waiter: &waiter,
+        settings: None,
+        caps: Caps::default(),
+        timeout: Duration::ZERO,
+    };
     assert_eq!(got(&world.pool.checkout(&request)), Got::Wait);
     let now = Instant::now();
     world.pool.expire(now);

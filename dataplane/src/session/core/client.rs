@@ -5,6 +5,7 @@ use super::{Bound, ClientStep, Core, Ending, RUN_MAX, TEXT_MAX, begins};
 use crate::route::{Class, Pins, TxWord, Verdict};
 use crate::session::names::{Named, Rewriter, named};
 use crate::session::run::{Judge, function_call, no_blocks, no_unnamed};
+use crate::session::settings::Change;
 use crate::statements::{self, Deallocate};
 use helios_pgwire::backend::{self, TxStatus};
 use helios_pgwire::frame::{FrameError, Header, put, put_cstr};
@@ -20,6 +21,7 @@ impl Core {
             self.discard = self.discard.saturating_sub(n);
             return if n > 0 { ClientStep::Consume(n) } else { ClientStep::Wait };
         }
+        judge.statements.under(self.settings.salt());
         match self.bound {
             _ if self.skip_to_sync => self.skip(buf, out),
             None if self.run.is_finished() => self.finished(buf, judge, out),
@@ -210,7 +212,7 @@ impl Core {
             b'Q' | b'P' => self.forward_text(header, rest, judge, out),
             b'B' | b'D' | b'C' => self.forward_use(header, rest, judge, out),
             b'F' => {
-                self.note(tag, &function_call(rest));
+                self.note(tag, &function_call(rest), None, false);
                 None
             }
             _ => None,
@@ -242,12 +244,13 @@ impl Core {
             return Some(ClientStep::Consume(size));
         }
         let verdict = judge.message(tag, message);
+        let change = judge.change(tag, message, &verdict);
         let named = tag == b'P' && message.is_none_or(|message| named(tag, message) != Named::Unnamed);
         if named && self.is_tracked(message.unwrap_or_default()) {
             // What it does, it does when it is bound.
             return None;
         }
-        self.note(tag, &verdict);
+        self.note(tag, &verdict, change.filter(|_| !named), self.ledger.settled());
         if self.mode == PoolMode::Statement && begins(&verdict) {
             return Some(self.refuse_block(tag, size, rest.len(), out));
         }
@@ -278,7 +281,7 @@ impl Core {
             Named::Unclear if here.len() < size.min(RUN_MAX) => Some(ClientStep::Wait),
             Named::Yes(name) if tag == b'B' => {
                 let verdict = self.names.sql(name).map_or_else(Verdict::in_doubt, |sql| judge.text(sql));
-                self.note(tag, &verdict);
+                self.note(tag, &verdict, None, false);
                 let refused = self.mode == PoolMode::Statement && begins(&verdict);
                 refused.then(|| self.refuse_block(b'P', size, rest.len(), out))
             }
@@ -355,7 +358,8 @@ impl Core {
     }
 
     /// What a statement leaves behind, whichever way it went to the server.
-    pub(super) fn note(&mut self, tag: u8, verdict: &Verdict) {
+    /// `change`: what it does to a setting, if that is all it does; `quiet`: no answer is owed to anything before it.
+    pub(super) fn note(&mut self, tag: u8, verdict: &Verdict, change: Option<Change>, quiet: bool) {
         self.wrote |= verdict.may_write;
         match verdict.class {
             Class::Empty | Class::Read => self.counts.reads = self.counts.reads.saturating_add(1),
@@ -366,7 +370,15 @@ impl Core {
         let ends = matches!(verdict.tx, TxWord::End | TxWord::Mixed);
         self.leaving = ends || (self.leaving && !self.ledger.settled());
         self.discarding = tag == b'Q' && verdict.is_discard_all;
-        self.pins = self.pins.union(verdict.pins);
+        // What was prepared by name stands under the settings of that moment, so these must not change.
+        let change = change.filter(|_| quiet && self.mode != PoolMode::Session && self.names.is_empty());
+        let Some(change) = change else {
+            self.pins = self.pins.union(verdict.pins);
+            return;
+        };
+        let block = self.ledger.status() != TxStatus::Idle;
+        let followed = self.settings.sent(change, block);
+        self.follow(followed);
     }
 }
 

@@ -56,6 +56,7 @@ impl Core {
             return false;
         }
         self.undo_names();
+        self.settings.abandon();
         let open = self.ledger.status() != TxStatus::Idle;
         let readies = self.ledger.readies();
         let unsynced = self.ledger.unsynced();

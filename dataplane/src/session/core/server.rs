@@ -3,7 +3,7 @@
 use super::{Core, Cut, HOLD_MAX, SMALL, ServerOutcome, ServerStep};
 use helios_pgwire::ErrorFields;
 use helios_pgwire::backend::{self, TxStatus, parameter_status_fields};
-use helios_pgwire::frame::Header;
+use helios_pgwire::frame::{Header, take_cstr};
 
 impl Core {
     /// Looks at bytes of the server, from the front of what was not dropped yet. `baseline` are the settings that the
@@ -107,17 +107,29 @@ impl Core {
             // Replies that come before anything of the statement has run.
             b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'N' => {}
             b'S' => self.reported(body, baseline),
+            b'C' if self.settings.follows() => {
+                let words = whole.and_then(|_| take_cstr(body)).map(|(words, _)| words);
+                let followed = self.settings.completed(words.unwrap_or_default());
+                self.follow(followed);
+                self.final_reply();
+            }
             b'E' => {
+                self.settings.failed();
                 self.discarding = false;
                 self.final_reply();
             }
             b'Z' => {
                 self.final_reply();
+                if self.settings.follows() {
+                    let followed = self.settings.ready(status == Some(TxStatus::Idle));
+                    self.follow(followed);
+                }
                 if self.discarding && self.ledger.settled() && self.ledger.status() == TxStatus::Idle {
                     self.discarding = false;
                     // A placeholder of a custom setting survives DISCARD ALL, and so does a loaded library (B13).
                     self.pins = self.pins.kept_by_discard();
                     self.names.clear();
+                    self.settings.clear();
                     self.prepared.clear();
                     self.changed.clear();
                 }
