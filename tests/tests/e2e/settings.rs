@@ -185,3 +185,85 @@ fn a_setting_that_cannot_be_restored_is_told_and_the_session_lives() {
     cluster.execute("grant set on parameter log_min_duration_statement to app");
     assert_eq!(one(&mut a, "show log_min_duration_statement"), "1s");
 }
+
+/// Numbers that look random and are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % sides
+    }
+}
+
+/// What a statement came to, in a form that can be compared.
+fn outcome(client: &mut Client, sql: &str) -> String {
+    match client.simple_query(sql) {
+        Ok(rows) => rows
+            .iter()
+            .filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+            .join(","),
+        Err(error) => error.code().map_or_else(|| error.to_string(), |code| code.code().to_owned()),
+    }
+}
+
+#[test]
+fn sessions_that_set_at_random_see_what_they_would_see_alone() {
+    const STATEMENTS: [&str; 30] = [
+        "set work_mem = '5MB'",
+        "set work_mem to '6MB'",
+        "set session work_mem = 7000",
+        "set work_mem to default",
+        "reset work_mem",
+        "set local work_mem = '8MB'",
+        "set datestyle = 'German'",
+        "set datestyle to iso, dmy",
+        "reset datestyle",
+        "set time zone 'Asia/Tokyo'",
+        "set timezone = 'UTC'",
+        "set time zone local",
+        "reset all",
+        "discard all",
+        "begin",
+        "begin",
+        "commit",
+        "rollback",
+        "savepoint s",
+        "rollback to s",
+        "release s",
+        "commit and chain",
+        "select 1/0",
+        "set work_mem = 'nonsense'",
+        "set work_mem = '9MB'; select 1/0",
+        "set datestyle = 'SQL'; set work_mem = '10MB'",
+        "select set_config('work_mem', '11MB', false)",
+        "select set_config('work_mem', '12MB', true)",
+        "do $$ begin perform set_config('datestyle', 'Postgres', false); end $$",
+        "select 1",
+    ];
+    const SHOW: &str = "select current_setting('work_mem') || '|' || current_setting('DateStyle') || '|' || \
+        current_setting('TimeZone')";
+    let cluster = Cluster::shared();
+    let proxy = Config { pool: 4, ..Config::primary_only(cluster) }.start().ready();
+    for seed in 0..40 {
+        let mut dice = Dice(seed * 7919 + 17);
+        // Every other time without what pins at once.
+        let statements = if seed % 2 == 0 { &STATEMENTS[..24] } else { &STATEMENTS[..] };
+        let mut sessions: Vec<(Client, Client)> =
+            (0..3).map(|_| (proxy.connect("app"), cluster.primary().connect("app"))).collect();
+        let mut story = Vec::new();
+        for _ in 0..40 {
+            let at = dice.roll(sessions.len());
+            let sql = statements[dice.roll(statements.len())];
+            story.push((at, sql));
+            let (through, alone) = &mut sessions[at];
+            for sql in [sql, SHOW] {
+                assert_eq!(outcome(through, sql), outcome(alone, sql), "seed {seed}, {sql}: {story:#?}");
+            }
+        }
+    }
+}
