@@ -6,6 +6,7 @@ use crate::descriptors::{Reserve, ran_out};
 use crate::listener::WorkerThread;
 use crate::metrics;
 use crate::pool::View;
+use crate::route::Pins;
 use crate::worker::Shared;
 use helios_proto::model::Health;
 use http_body_util::Full;
@@ -151,9 +152,19 @@ fn pool_stats(shim: &Shim, view: &View) -> Value {
             })
         })
         .collect();
+    let pinned = |at: usize| -> u64 {
+        let each = shim.workers.iter().filter_map(|worker| worker.counters.pins.get(at));
+        each.map(|held| held.now.load(Ordering::Relaxed)).sum()
+    };
+    let pinned: serde_json::Map<_, _> = Pins::WORDS
+        .iter()
+        .enumerate()
+        .map(|(at, (_, word))| ((*word).to_owned(), pinned(at).into()))
+        .collect();
     json!({
         "mode": view.settings().pool.mode.word(),
         "sessions": shim.shared.registry.len(),
+        "pinned": pinned,
         "pools": pools,
     })
 }

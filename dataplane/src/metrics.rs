@@ -4,7 +4,7 @@
 use crate::control::{Link, Messages};
 use crate::pool::View;
 use crate::pool::node::Standing;
-use crate::route::Reason;
+use crate::route::{Pins, Reason};
 use helios_proto::model::Health;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder as _, TextEncoder};
@@ -26,6 +26,15 @@ pub struct Latencies {
     micros: AtomicU64,
 }
 
+/// How often something began, and how often it goes on now.
+#[derive(Default)]
+pub struct Held {
+    /// Times that it began.
+    pub begun: AtomicU64,
+    /// Those that go on.
+    pub now: AtomicU64,
+}
+
 /// Counts of one worker.
 #[derive(Default)]
 pub struct Counters {
@@ -45,6 +54,8 @@ pub struct Counters {
     pub replays: AtomicU64,
     /// Sessions that became pinned.
     pub pinned: AtomicU64,
+    /// The same by reason, in the order of [`Pins::WORDS`].
+    pub pins: [Held; Pins::WORDS.len()],
     /// Hints that mean nothing.
     pub unknown_hints: AtomicU64,
     /// Client connections accepted.
@@ -311,8 +322,21 @@ fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], serving: usi
         let each = workers.iter().filter_map(|w| w.reasons.get(at)).map(|cell| cell.load(Ordering::Relaxed));
         counter(&[("reason", reason.word())], each.fold(0, u64::wrapping_add))
     });
+    let pins = |of: fn(&Held) -> &AtomicU64| {
+        Pins::WORDS.iter().enumerate().map(move |(at, (_, word))| {
+            let each =
+                workers.iter().filter_map(|w| w.pins.get(at)).map(|held| of(held).load(Ordering::Relaxed));
+            (*word, each.fold(0, u64::wrapping_add))
+        })
+    };
+    let begun = pins(|held| &held.begun).map(|(word, n)| counter(&[("reason", word)], n)).collect();
+    let now = pins(|held| &held.now).map(|(word, n)| gauge(&[("reason", word)], float(n))).collect();
     let help = "Routing decisions, by reason.";
     families.push(family("routing_decisions_total", help, MetricType::COUNTER, reasons.collect()));
+    let help = "Reasons that began to tie a session to its server.";
+    families.push(family("pins_total", help, MetricType::COUNTER, begun));
+    let help = "Sessions tied to their server now, by reason.";
+    families.push(family("sessions_pinned", help, MetricType::GAUGE, now));
     let mut gauge_of = |name: &str, help: &str, value: u64| {
         families.push(family(name, help, MetricType::GAUGE, vec![gauge(&[], float(value))]));
     };

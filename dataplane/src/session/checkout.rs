@@ -206,11 +206,7 @@ impl Session {
 
     /// Counts the moment in which the session becomes tied to its server connection.
     pub(super) fn count_pin(&mut self) {
-        let tied = !self.core.pins().is_empty();
-        if tied && !self.tied {
-            count(&self.worker.counters.pinned);
-        }
-        self.tied = tied;
+        self.tied.set(self.core.pins());
     }
 
     /// The server connection may have been opened under other settings of the role or the database than the last one:

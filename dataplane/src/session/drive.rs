@@ -5,6 +5,7 @@ use super::checkout::{Lead, Place};
 use super::core::{ClientStep, Core, Cut, Ending, ServerOutcome, ServerStep};
 use super::leg::{KEEP, Leg};
 use super::run::Judge;
+use super::tied::Tied;
 use crate::pool::view::SessionSettings;
 use crate::pool::{Identity, View, Waiter};
 use crate::registry::SessionHandle;
@@ -69,7 +70,7 @@ pub struct Session {
     /// How often the run that goes on now was replayed.
     pub(super) replays: u32,
     /// The session is tied to its server connection, and was counted so.
-    pub(super) tied: bool,
+    pub(super) tied: Tied,
     /// The window in which the worker last heard of this session.
     pub(super) window: u32,
     /// The worker wants to be rid of the session.

@@ -16,5 +16,6 @@ pub mod run;
 pub mod serve;
 pub mod settings;
 pub mod startup;
+pub mod tied;
 
 pub use serve::{Moving, resume, serve};

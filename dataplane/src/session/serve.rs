@@ -10,6 +10,7 @@ use super::login::{LoggedIn, Login, Refusal};
 use super::names::{Named, named};
 use super::replication::Through;
 use super::startup::{Greeted, Lobby};
+use super::tied::Tied;
 use crate::lanes::Arrival;
 use crate::limits::Counted;
 use crate::metrics::count;
@@ -173,7 +174,7 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         rested: Instant::now(),
         last_write: None,
         replays: 0,
-        tied: false,
+        tied: Tied::new(Arc::clone(&worker.counters)),
         window: 0,
         shed: false,
     };
@@ -344,7 +345,8 @@ impl Session {
     fn settle(self, worker: Arc<Worker>) -> std::io::Result<Self> {
         // Taken out of the old worker's reactor, put into this one's.
         let client = self.client.settle()?;
-        Ok(Self { client, waiter: Waiter::new(worker.id), worker, ..self })
+        let tied = Tied::new(Arc::clone(&worker.counters));
+        Ok(Self { client, waiter: Waiter::new(worker.id), tied, worker, ..self })
     }
 
     /// The statement fails; the session lives. The error goes out behind what the client has not taken yet.

@@ -114,6 +114,10 @@ fn what_cannot_be_followed_keeps_the_connection() {
         eventually(PATIENCE, &format!("{statements:?} pins"), || pinned(&proxy) > 0.0);
         let mut other = proxy.connect("app");
         assert_eq!(one(&mut other, "show work_mem"), "4MB", "{statements:?}");
+        let now = || proxy.metrics().sum("heliosproxy_sessions_pinned", &[("reason", "setting")]);
+        assert_eq!(now(), Some(1.0), "{statements:?}");
+        drop(client);
+        eventually(PATIENCE, "nobody is tied", || now() == Some(0.0));
     }
 }
 
