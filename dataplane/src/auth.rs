@@ -139,12 +139,15 @@ impl Auth {
         }
     }
 
-    /// Remembers the keys that a proof has shown for a configured verifier.
-    pub fn recovered(&self, user: &[u8], keys: Keys) -> Option<Arc<Credential>> {
+    /// The keys that a proof has shown for a verifier; remembered while the role still has that one.
+    pub fn recovered(&self, user: &[u8], epoch: u64, keys: Keys) -> Arc<Credential> {
         let mut roles = self.roles();
-        let known = roles.get_mut(&(user.to_vec(), None))?;
-        let credential = known.credential.get_or_insert_with(|| Arc::new(Credential::Scram(keys)));
-        Some(Arc::clone(credential))
+        match roles.get_mut(&(user.to_vec(), None)).filter(|known| known.epoch == epoch) {
+            Some(known) => {
+                Arc::clone(known.credential.get_or_insert_with(|| Arc::new(Credential::Scram(keys))))
+            }
+            None => Arc::new(Credential::Scram(keys)),
+        }
     }
 
     /// A login has just been proved on the backend with this password, or without one. The same proof as before keeps

@@ -6,6 +6,7 @@
 use helios_pgwire::frame::{put, put_cstr};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
+use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -138,6 +139,12 @@ impl Interner {
     /// What is interned from now on is prepared under the settings that `salt` stands for.
     pub fn under(&mut self, salt: u64) {
         self.salt = salt;
+    }
+
+    /// A salt that no settings have.
+    #[must_use]
+    pub fn once(&self) -> u64 {
+        foldhash::fast::FixedState::with_seed(0x0ce).hash_one(self.parsed()).max(1)
     }
 
     /// A client parses a statement now: the number of that moment.

@@ -324,7 +324,9 @@ impl Cidr {
         let address: IpAddr = address.parse().ok()?;
         let most = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.unwrap_or(most);
-        (prefix <= most).then_some(Self { address, prefix })
+        // Clients are compared by their IPv4 address.
+        let mapped = matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some());
+        (prefix <= most && !mapped).then_some(Self { address, prefix })
     }
 
     /// Whether an address is one of the network; an IPv4 address written as IPv6 is the IPv4 address.

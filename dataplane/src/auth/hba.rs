@@ -11,6 +11,8 @@ pub struct Applicant<'a> {
     pub user: &'a [u8],
     /// Database.
     pub database: &'a [u8],
+    /// It wants the WAL, of no database.
+    pub replication: bool,
     /// Where it comes from.
     pub address: IpAddr,
     /// The connection has TLS.
@@ -29,7 +31,10 @@ pub fn admit(rules: &[HbaRule], who: Applicant<'_>) -> Result<HbaMethod, PgError
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let encryption = if who.tls { "SSL encryption" } else { "no encryption" };
         let (host, user, database) = (who.address.to_canonical(), text(who.user), text(who.database));
-        format!("host \"{host}\", user \"{user}\", database \"{database}\", {encryption}")
+        match who.replication {
+            true => format!("replication connection from host \"{host}\", user \"{user}\", {encryption}"),
+            false => format!("host \"{host}\", user \"{user}\", database \"{database}\", {encryption}"),
+        }
     };
     match rules.iter().find(|rule| fits(rule, who)).map(|rule| rule.method) {
         Some(HbaMethod::Reject) => {
@@ -44,7 +49,11 @@ fn fits(rule: &HbaRule, who: Applicant<'_>) -> bool {
     let among =
         |names: &[String], name: &[u8]| names.is_empty() || names.iter().any(|n| n.as_bytes() == name);
     among(&rule.users, who.user)
-        && among(&rule.databases, who.database)
+        // As in pg_hba.conf, a rule for all databases is not one for replication.
+        && match who.replication {
+            true => rule.databases.iter().any(|name| name == "replication"),
+            false => among(&rule.databases, who.database),
+        }
         && rule.address.is_none_or(|network| network.contains(who.address))
         && (who.tls || !rule.tls)
 }
@@ -117,12 +126,29 @@ mod tests {
             ),
         ] {
             let address = address.parse().unwrap();
-            let who = Applicant { user: user.as_bytes(), database: database.as_bytes(), address, tls };
+            let who = Applicant {
+                user: user.as_bytes(),
+                database: database.as_bytes(),
+                replication: false,
+                address,
+                tls,
+            };
             let got = admit(&rules, who).map_err(|error| error.message.clone());
             assert_eq!(got, answer.map_err(str::to_owned), "{user} {database} {address}");
         }
-        let who = Applicant { user: b"x", database: b"y", address: [1, 2, 3, 4].into(), tls: false };
+        let who = Applicant {
+            user: b"x",
+            database: b"y",
+            replication: false,
+            address: [1, 2, 3, 4].into(),
+            tls: false,
+        };
         assert!(matches!(admit(&[], who), Ok(Auto)));
+        let walker = Applicant { replication: true, ..who };
+        assert!(matches!(admit(&[], walker), Ok(Auto)));
+        let everything = rule(&[], "", "", false, Auto);
+        assert!(admit(&[everything], walker).is_err());
+        assert!(matches!(admit(&[rule(&[], "replication", "", false, Auto)], walker), Ok(Auto)));
     }
 
     #[test]
@@ -140,7 +166,16 @@ mod tests {
             let network = Cidr::parse(network).unwrap();
             assert_eq!(network.contains(address.parse().unwrap()), inside, "{network} {address}");
         }
-        for wrong in ["", "10.0.0.0/33", "10.0.0/8", "::/129", "host", "10.0.0.0/-1", "10.0.0.0/"] {
+        for wrong in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0/8",
+            "::/129",
+            "host",
+            "10.0.0.0/-1",
+            "10.0.0.0/",
+            "::ffff:10.0.0.0/104",
+        ] {
             assert_eq!(Cidr::parse(wrong), None, "{wrong}");
         }
     }

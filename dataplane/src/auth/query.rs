@@ -2,7 +2,7 @@
 //! client reaches that connection but the role's name, as a parameter. Keeps no answer: each login asks anew, so that a
 //! changed password counts at once.
 
-use crate::pool::View;
+use crate::pool::{NodePool, View};
 use crate::server::Credential;
 use crate::server::ask::{Row, ask_with};
 use crate::server::credential::Password;
@@ -63,14 +63,16 @@ impl LookUp {
     /// # Errors
     /// See [`LookUpError`]; of the last node that was asked.
     pub async fn find(&self, query: &AuthQuery, view: &View, user: &[u8]) -> Result<Found, LookUpError> {
+        if std::str::from_utf8(user).is_err() {
+            // No server could be asked for it.
+            return Ok(Found::Nobody);
+        }
         let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|node| node.health != Health::Down);
         let primary = view.snapshot.primary.into_iter();
         let others = (0..view.pools.len()).filter(|i| Some(*i) != view.snapshot.primary).filter(up);
         let mut failed = LookUpError::NoNode;
         for node in primary.chain(others) {
-            let slow = || LookUpError::Query(io::ErrorKind::TimedOut.into());
-            let asked = timeout(LONGEST, self.ask(query, view, node, user)).await;
-            match asked.unwrap_or_else(|_| Err(slow())) {
+            match self.ask(query, view, node, user).await {
                 Ok(rows) => return Ok(read(rows, user)),
                 Err(error) => failed = error,
             }
@@ -87,30 +89,41 @@ impl LookUp {
     ) -> Result<Vec<Row>, LookUpError> {
         let pool = view.pools.get(node).ok_or(LookUpError::NoNode)?;
         let place = (pool.node.host.clone(), pool.node.port);
+        // Whoever asks waits for who asked before; each has its own time.
         let mut held = self.connection.lock().await;
-        // A connection that is in the middle of something is not put back, however this ends.
-        let kept = held.take().filter(|kept| kept.query == *query && kept.place == place);
-        if let Some(mut kept) = kept
-            && let Ok(rows) = ask_with(&mut kept.io, &query.sql, user).await
-        {
-            *held = Some(kept);
-            return Ok(rows);
-        }
-        let credential = Arc::new(match &query.password {
-            Some(password) => {
-                let text = Zeroizing::new(password.expose().as_bytes().to_vec());
-                Credential::Password(Password::new(text))
-            }
-            None => Credential::Nothing,
-        });
-        let params = [("application_name", "helios-auth"), ("search_path", "pg_catalog")];
-        let params = params.map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
-        let who = Who { user: query.user.as_bytes(), database: query.database.as_bytes(), params: &params };
-        let ((mut io, _), _) = dial((&pool.node, &pool.leg), who, &credential).await?;
-        let rows = ask_with(&mut io, &query.sql, user).await?;
-        *held = Some(Connection { query: query.clone(), place, io });
-        Ok(rows)
+        let slow = |_| Err(LookUpError::Query(io::ErrorKind::TimedOut.into()));
+        timeout(LONGEST, ask_on(&mut held, query, (pool, place), user)).await.unwrap_or_else(slow)
     }
+}
+
+async fn ask_on(
+    held: &mut Option<Connection>,
+    query: &AuthQuery,
+    (pool, place): (&NodePool, (String, u16)),
+    user: &[u8],
+) -> Result<Vec<Row>, LookUpError> {
+    // A connection that is in the middle of something is not put back, however this ends.
+    let kept = held.take().filter(|kept| kept.query == *query && kept.place == place);
+    if let Some(mut kept) = kept
+        && let Ok(rows) = ask_with(&mut kept.io, &query.sql, user).await
+    {
+        *held = Some(kept);
+        return Ok(rows);
+    }
+    let credential = Arc::new(match &query.password {
+        Some(password) => {
+            let text = Zeroizing::new(password.expose().as_bytes().to_vec());
+            Credential::Password(Password::new(text))
+        }
+        None => Credential::Nothing,
+    });
+    let params = [("application_name", "helios-auth"), ("search_path", "pg_catalog")];
+    let params = params.map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
+    let who = Who { user: query.user.as_bytes(), database: query.database.as_bytes(), params: &params };
+    let ((mut io, _), _) = dial((&pool.node, &pool.leg), who, &credential).await?;
+    let rows = ask_with(&mut io, &query.sql, user).await?;
+    *held = Some(Connection { query: query.clone(), place, io });
+    Ok(rows)
 }
 
 /// What the rows say of a role. Anything but its own name and a verifier says that there is no such role.

@@ -49,6 +49,7 @@ struct Text {
     hint: Hint,
     statements: u16,
     discards_all: bool,
+    sets: bool,
 }
 
 // === impl Text ===
@@ -60,6 +61,11 @@ impl Text {
         self.class = Some(self.class.unwrap_or(Class::Empty).worse(judged.class));
         self.may_write |= judged.may_write;
         self.pins = self.pins.union(judged.pins).union(statement.pins);
+        self.sets |= matches!(verb, Kw::Set | Kw::Reset);
+        if statement.settings && judged.class == Class::Write {
+            // An UPDATE of the view sets them.
+            self.pins = self.pins.union(Pins::SETTING);
+        }
         self.statements = self.statements.saturating_add(1);
         self.discards_all = verb == Kw::Discard && statement.second == Kw::All && statement.words == 2;
         if judged.tx != TxWord::None || self.tx.is_some() {
@@ -78,6 +84,7 @@ impl Text {
             hint: self.hint,
             statements: self.statements,
             is_discard_all: self.discards_all && self.statements == 1,
+            sets: self.sets,
         }
     }
 }
@@ -125,7 +132,7 @@ fn judge(s: &Statement<'_>, verb: Kw) -> Judged {
         }
         Kw::Prepare => Judged::pin(Pins::PREPARE),
         Kw::Set if matches!(s.second, Kw::Local | Kw::Transaction | Kw::Constraints) => Judged::steer(),
-        Kw::Set => Judged::pin(Pins::SETTING),
+        Kw::Set | Kw::Reset => Judged::pin(Pins::SETTING),
         Kw::Listen => Judged::pin(Pins::LISTEN),
         Kw::Load => Judged::pin(Pins::LOAD),
         // Its body may leave any state behind.

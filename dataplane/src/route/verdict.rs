@@ -54,6 +54,8 @@ pub struct Verdict {
     pub statements: u16,
     /// The text is one `DISCARD ALL`.
     pub is_discard_all: bool,
+    /// A SET or RESET is among its statements, `SET LOCAL` included.
+    pub sets: bool,
 }
 
 // === impl Class ===
@@ -147,6 +149,7 @@ impl Verdict {
             hint: Hint::default(),
             statements: 1,
             is_discard_all: false,
+            sets: true,
         }
     }
 }

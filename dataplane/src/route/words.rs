@@ -61,6 +61,7 @@ pub(super) enum Kw {
     Read,
     Recursive,
     Replace,
+    Reset,
     Rollback,
     /// `FUNCTION` or `PROCEDURE`.
     Routine,
@@ -217,6 +218,7 @@ keywords! {
         Read = b"read";
         Recursive = b"recursive";
         Replace = b"replace";
+        Reset = b"reset";
         Rollback = b"rollback";
         Routine = b"function" | b"procedure";
         Select = b"select";
@@ -237,7 +239,7 @@ keywords! {
         With = b"with";
         Within = b"within";
         Write = b"write";
-        Steer = b"reset" | b"unlisten" | b"deallocate" | b"fetch" | b"move" | b"close" | b"savepoint" |
+        Steer = b"unlisten" | b"deallocate" | b"fetch" | b"move" | b"close" | b"savepoint" |
         b"release";
         Construct = b"any" | b"array" | b"asc" | b"asymmetric" | b"between" | b"bigint" | b"bit" |
         b"boolean" | b"both" | b"cast" | b"char" | b"character" | b"check" | b"coalesce" | b"columns" |

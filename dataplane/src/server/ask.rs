@@ -105,13 +105,29 @@ fn take(buf: &mut Vec<u8>, rows: &mut Vec<Row>) -> io::Result<bool> {
     Ok(ready)
 }
 
-/// The server's error in words.
+/// An error of the server.
+#[derive(Debug, thiserror::Error)]
+#[error("{message} ({code})")]
+pub struct Refusal {
+    /// SQLSTATE.
+    pub code: String,
+    /// Primary message.
+    pub message: String,
+}
+
 fn refused(message: &[u8]) -> io::Error {
     let fields = ErrorFields::parse(message.get(5..).unwrap_or_default());
     let text = |field: Option<&[u8]>| {
         String::from_utf8_lossy(field.unwrap_or_default()).replace(char::is_control, " ")
     };
-    io::Error::other(format!("{} ({})", text(fields.message), text(fields.code)))
+    io::Error::other(Refusal { code: text(fields.code), message: text(fields.message) })
+}
+
+/// What the server refused, if it was the server and it is not about to end.
+#[must_use]
+pub fn refusal(error: &io::Error) -> Option<&Refusal> {
+    let refusal = error.get_ref()?.downcast_ref::<Refusal>()?;
+    (!refusal.code.starts_with("57P")).then_some(refusal)
 }
 
 /// The columns of a DataRow message; `None` if it is malformed.

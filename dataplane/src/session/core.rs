@@ -114,7 +114,7 @@ pub struct Core {
     held: usize,
     pins: Pins,
     /// Reported settings that differ from what the connection was opened with.
-    changed: Vec<Vec<u8>>,
+    changed: Vec<(Vec<u8>, Vec<u8>)>,
     /// A `DISCARD ALL` is on its way and has not failed.
     discarding: bool,
     /// Whether something since the last release may have written.
@@ -132,6 +132,8 @@ pub struct Core {
     counts: Counts,
     /// What plain SET statements have set.
     settings: Settings,
+    /// Something was set in the transaction that is open, `SET LOCAL` included.
+    sets: bool,
     names: Names,
     /// What the server connection held has prepared.
     prepared: Prepared,
@@ -179,6 +181,7 @@ impl Core {
             primary_only: false,
             counts: Counts::default(),
             settings: Settings::default(),
+            sets: false,
             names: Names::default(),
             prepared: Prepared::default(),
         }
@@ -206,7 +209,7 @@ impl Core {
     /// Why the session is tied to its server connection.
     #[must_use]
     pub fn pins(&self) -> Pins {
-        let unknown = self.changed.iter().any(|name| !self.settings.covers(name));
+        let unknown = self.changed.iter().any(|(name, value)| !self.settings.explains(name, value));
         if unknown { self.pins.union(Pins::SETTING) } else { self.pins }
     }
 
@@ -226,8 +229,8 @@ impl Core {
     /// Whether a setting that decides how a text is read has changed since the connection was opened.
     #[must_use]
     pub fn reads_differently(&self) -> bool {
-        let decides = |name: &Vec<u8>| name == b"client_encoding" || name == b"standard_conforming_strings";
-        self.changed.iter().any(decides)
+        let decides = |name: &[u8]| name == b"client_encoding" || name == b"standard_conforming_strings";
+        self.changed.iter().any(|(name, _)| decides(name))
     }
 
     /// Statements judged since the last call.
@@ -358,6 +361,7 @@ impl Core {
     pub fn replay(&mut self) {
         self.undo_names();
         self.settings.abandon();
+        self.changed.clear();
         self.bound = None;
         self.held = 0;
         self.server_skip = 0;

@@ -7,6 +7,7 @@ use super::startup::Lobby;
 use crate::auth::hba::{Applicant, admit};
 use crate::auth::query::Found;
 use crate::auth::{Known, Proof, Tried};
+use crate::descriptors::ran_out;
 use crate::pool::node::Request;
 use crate::pool::sweep::established;
 use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter};
@@ -185,10 +186,8 @@ impl Login<'_> {
     fn admitted(&self, view: &View) -> Result<HbaMethod, Refusal> {
         let Startup { user, database, .. } = self.startup;
         let tls = self.lobby.sealed.is_some();
-        // As in pg_hba.conf.
-        let database =
-            if self.startup.replication == Replication::Physical { &b"replication"[..] } else { database };
-        let who = Applicant { user, database, address: self.peer, tls };
+        let replication = self.startup.replication == Replication::Physical;
+        let who = Applicant { user, database, replication, address: self.peer, tls };
         Ok(admit(&view.settings().auth.hba, who)?)
     }
 
@@ -218,9 +217,8 @@ impl Login<'_> {
     async fn by_configuration(&mut self, known: Known) -> Result<Proved, Refusal> {
         let Proof::Scram(verifier) = known.proof else { return Err(self.wrong()) };
         let keys = self.scram(verifier).await?;
-        let recovered = || self.worker.shared.auth.recovered(&self.startup.user, keys);
-        let credential = known.credential.or_else(recovered).ok_or_else(|| self.wrong())?;
-        Ok((credential, known.epoch))
+        let recovered = || self.worker.shared.auth.recovered(&self.startup.user, known.epoch, keys);
+        Ok((known.credential.unwrap_or_else(recovered), known.epoch))
     }
 
     /// The client has shown a certificate for the role; the role's password has to be at hand for the servers.
@@ -474,12 +472,22 @@ impl Login<'_> {
                 out.extend_from_slice(&raw);
                 Refusal::Raw(out)
             }
-            error => {
+            // That says nothing about the node.
+            DialError::Io { source, .. } if ran_out(&source) => {
+                PgError::fatal("53000", "the proxy has no file descriptor left for a server connection")
+                    .into()
+            }
+            error @ DialError::Io { .. } => {
                 pool.suspect();
                 let name = pool.node.name.clone();
                 tracing::warn!(node = %name, %error, "could not open a server connection");
                 (self.worker.shared.evidence)(&name, helios_proto::model::Evidence::ConnectFailed);
                 PgError::fatal("57P03", "the server cannot be reached to check the login").into()
+            }
+            error @ (DialError::Login(_) | DialError::NoCredential(_) | DialError::Tls { .. }) => {
+                let name = &pool.node.name;
+                tracing::warn!(node = %name, %error, "could not log in on a node");
+                PgError::fatal("08006", format!("could not log in on node \"{name}\"")).into()
             }
         }
     }

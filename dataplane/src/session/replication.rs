@@ -43,7 +43,6 @@ impl Login<'_> {
                 .hint("Set max_replication_connections in [limits], or connect to the PostgreSQL server itself.")
                 .into());
         }
-        counted.replication(limits)?;
         let none = || PgError::fatal("57P03", "no primary server is available");
         let pool = view.snapshot.primary.and_then(|i| view.pools.get(i)).ok_or_else(none)?;
         let mut params = self.startup.params.clone();
@@ -60,6 +59,8 @@ impl Login<'_> {
             }
             None => self.by_itself(pool, who).await?,
         };
+        // Counted once it has proved itself: nobody else may use the places up.
+        counted.replication(limits)?;
         counted.login(limits, user, database)?;
         let registered = self.worker.shared.registry.register(agreed(self.startup.version));
         self.welcome_through(&server, &welcome, &registered).await?;

@@ -4,7 +4,7 @@
 
 use super::core::begins;
 use super::names::{Named, Names, named};
-use super::settings::{self, Change};
+use super::settings::{self, Sent};
 use crate::route::{Class, KnownFunctions, Pins, Verdict, VerdictCache};
 use crate::statements::Interner;
 use helios_pgwire::PgError;
@@ -47,7 +47,7 @@ pub struct Run {
     /// An unnamed statement was parsed in this run.
     parsed: bool,
     /// The one text of the run changes a setting, and does nothing else.
-    change: Option<Change>,
+    change: Option<Sent>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub fn function_call(message: &[u8]) -> Verdict {
 }
 
 fn nothing() -> Verdict {
-    Verdict { class: Class::Empty, may_write: false, statements: 0, ..Verdict::in_doubt() }
+    Verdict { class: Class::Empty, may_write: false, statements: 0, sets: false, ..Verdict::in_doubt() }
 }
 
 impl Run {
@@ -273,7 +273,7 @@ impl Run {
     }
 
     /// What the run does to a setting, if that is all it does; once.
-    pub fn take_change(&mut self) -> Option<Change> {
+    pub fn take_change(&mut self) -> Option<Sent> {
         self.change.take()
     }
 
@@ -326,6 +326,7 @@ impl Run {
         all.may_write |= verdict.may_write;
         all.pins = all.pins.union(verdict.pins);
         all.is_discard_all = false;
+        all.sets |= verdict.sets;
         all.statements = all.statements.saturating_add(verdict.statements);
         if verdict.tx != all.tx {
             all.tx = crate::route::TxWord::Mixed;
@@ -353,10 +354,8 @@ impl Judge<'_> {
     }
 
     /// What a Query or Parse message does to a setting, if that is all it does.
-    pub fn change(&self, tag: u8, message: Option<&[u8]>, verdict: &Verdict) -> Option<Change> {
-        let steers =
-            verdict.pins == Pins::SETTING || verdict.pins.is_empty() && verdict.class == Class::Write;
-        if !self.readable || !steers || verdict.may_write || verdict.statements != 1 {
+    pub fn change(&self, tag: u8, message: Option<&[u8]>, verdict: &Verdict) -> Option<Sent> {
+        if !self.readable || verdict.pins != Pins::SETTING || !verdict.sets {
             return None;
         }
         let message = message?;

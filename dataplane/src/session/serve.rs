@@ -1,7 +1,7 @@
 //! A client from accept to end: login, relay, the waits in between, and what is left behind. The one place that ends a
 //! session; every way out gives the server connection back clean or closes it.
 
-use super::acquire::{Failure, Seeker};
+use super::acquire::{Failure, Seeker, timed_out};
 use super::checkout::Lead;
 use super::core::{Core, Ending};
 use super::drive::{Session, Step};
@@ -17,6 +17,7 @@ use crate::metrics::count;
 use crate::pool::Waiter;
 use crate::registry::SessionHandle;
 use crate::server::ServerConn;
+use crate::server::ask::refusal;
 use crate::server::clean::{Leftover, clean};
 use crate::server::settings::dress;
 use crate::stream::Stream;
@@ -24,7 +25,7 @@ use crate::worker::Worker;
 use helios_pgwire::frame::Header;
 use helios_pgwire::frontend::{max_len, parse_text, query_text};
 use helios_pgwire::startup::Replication;
-use helios_pgwire::{ErrorFields, PgError};
+use helios_pgwire::{ErrorFields, PgError, Severity};
 use helios_proto::model::Evidence;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -282,27 +283,35 @@ async fn seek(
     let worker = Arc::clone(&session.worker);
     let (mut first, slot, conn) = lead.map_or((None, None, None), |lead| (lead.choice, lead.slot, lead.conn));
     let wanted = session.core.settings().in_force();
-    let at_hand = conn.and_then(|conn| at_hand(conn, first, &worker));
-    let (node, view, mut conn) = match at_hand {
-        Some(found) => found,
-        None => {
-            let choose = |view: &crate::pool::View| match first.take() {
-                Some((revision, node)) if revision == view.snapshot.revision => node,
-                _ => session.choose(view, &mut worker.bench().tools).node,
-            };
-            let seeker = Seeker::new(&session.worker, &session.identity, Arc::clone(&session.waiter));
-            let seeker = seeker.begun(started, slot).dressed(wanted.map(Arc::clone));
-            seeker.seek(choose).await.map_err(Lost::Failed)?
-        }
-    };
-    if let Err(error) = dress(&mut conn, wanted).await {
-        let name = &conn.slot.pool().node.name;
-        tracing::debug!(node = %name, %error, "could not restore the settings of a session");
-        let text = format!("could not restore the settings of the session on node \"{name}\": {error}");
+    let mut at_hand = conn.and_then(|conn| at_hand(conn, first, &worker));
+    let mut slot = slot;
+    loop {
+        let (node, view, mut conn) = match at_hand.take() {
+            Some(found) => found,
+            None => {
+                let choose = |view: &crate::pool::View| match first.take() {
+                    Some((revision, node)) if revision == view.snapshot.revision => node,
+                    _ => session.choose(view, &mut worker.bench().tools).node,
+                };
+                let seeker = Seeker::new(&session.worker, &session.identity, Arc::clone(&session.waiter));
+                let seeker = seeker.begun(started, slot.take()).dressed(wanted.map(Arc::clone));
+                seeker.seek(choose).await.map_err(Lost::Failed)?
+            }
+        };
+        let Err(error) = dress(&mut conn, wanted).await else { return Ok((node, view, conn)) };
         // The connection is in an unknown state, and closes.
-        return Err(Lost::Failed(Failure::Statement(Box::new(PgError::error("08006", text)))));
+        let name = conn.slot.pool().node.name.clone();
+        drop(conn);
+        if let Some(refusal) = refusal(&error) {
+            tracing::info!(node = %name, %error, "could not restore the settings of a session");
+            let text = format!("could not restore the settings of the session on node \"{name}\": {refusal}");
+            return Err(Lost::Failed(Failure::Session(PgError::fatal("08006", text).to_bytes())));
+        }
+        tracing::debug!(node = %name, %error, "a server connection broke before it was used");
+        if started.elapsed() >= view.settings().pool.acquire_timeout {
+            return Err(Lost::Failed(Failure::Statement(Box::new(timed_out(Severity::Error)))));
+        }
     }
-    Ok((node, view, conn))
 }
 
 /// A connection that was chosen already, if the choice still holds; else it goes back.
@@ -425,7 +434,7 @@ impl Session {
             return Ok(());
         }
         let shown = message.filter(|m| ErrorFields::parse(m.get(5..).unwrap_or_default()).code.is_some());
-        let fatal = PgError { severity: helios_pgwire::Severity::Fatal, ..error };
+        let fatal = PgError { severity: Severity::Fatal, ..error };
         Err(End::Words(shown.unwrap_or_else(|| fatal.to_bytes())))
     }
 

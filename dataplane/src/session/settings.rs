@@ -48,16 +48,33 @@ pub struct Settings {
     /// Set in the transaction that is open.
     open: Vec<Change>,
     /// Sent, not answered.
-    awaited: Option<Change>,
+    awaited: Option<Sent>,
+    /// What the server has reported of settings as the answer to a statement that is followed.
+    reported: Vec<(Vec<u8>, Vec<u8>)>,
+    /// How the transaction in which something was set has ended, as far as it was said since the last ReadyForQuery.
     end: Option<End>,
+    /// Since the last ReadyForQuery a statement that is followed was completed.
+    completed: bool,
+    /// An error came since the last ReadyForQuery.
+    failed: bool,
     /// The transaction in which something was set is an explicit block.
     block: bool,
 }
 
-/// Reads a text that is one plain SET or RESET of a setting that can be followed. Not these: what decides how texts are
-/// read, roles, and names with a dot, whose placeholders outlive every RESET (`reliability.md` B13).
+/// A statement that changes a setting, and how many statements of its text come before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// What it does.
+    pub change: Change,
+    /// Statements before it.
+    pub before: u32,
+}
+
+/// Reads a text that is one plain SET or RESET of a setting that can be followed, or what asyncpg sends when a connection goes
+/// back to its pool. Not these: what decides how texts are read, roles, and names with a dot, whose placeholders outlive every
+/// RESET (`reliability.md` B13).
 #[must_use]
-pub fn change(sql: &[u8], standard_strings: bool) -> Option<Change> {
+pub fn change(sql: &[u8], standard_strings: bool) -> Option<Sent> {
     if sql.len() > LONGEST {
         return None;
     }
@@ -72,17 +89,38 @@ pub fn change(sql: &[u8], standard_strings: bool) -> Option<Change> {
     if lexer.unterminated() {
         return None;
     }
-    while let Some((TokenKind::Punct(b';'), _)) = tokens.last() {
-        tokens.pop();
+    let is_end = |token: &Lexed<'_>| token.0 == TokenKind::Punct(b';');
+    let mut statements: Vec<&[Lexed<'_>]> =
+        tokens.split(is_end).filter(|tokens| !tokens.is_empty()).collect();
+    let last = statements.pop()?;
+    if !statements.iter().all(|statement| is_harmless(statement)) {
+        return None;
     }
+    let before = u32::try_from(statements.len()).ok()?;
+    let change = one(last, sql)?;
+    // Several statements are a transaction of their own: only what undoes everything is clear.
+    (before == 0 || change == Change::ResetAll).then_some(Sent { change, before })
+}
+
+/// Whether a statement leaves every setting as it is.
+fn is_harmless(tokens: &[Lexed<'_>]) -> bool {
+    let is = |wanted: &[&[u8]]| {
+        let same = tokens.iter().zip(wanted).all(|((_, text), word)| text.eq_ignore_ascii_case(word));
+        tokens.len() == wanted.len() && same
+    };
+    is(&[b"select", b"pg_advisory_unlock_all", b"(", b")"])
+        || is(&[b"close", b"all"])
+        || is(&[b"unlisten", b"*"])
+}
+
+fn one(tokens: &[Lexed<'_>], sql: &[u8]) -> Option<Change> {
     let (verb, mut rest) = tokens.split_first()?;
+    let is_zone = |time: &Lexed<'_>, zone: &Lexed<'_>| word(time, b"time") && word(zone, b"zone");
     if word(verb, b"reset") {
         return match rest {
             [one] if word(one, b"all") => Some(Change::ResetAll),
             [one] => followed(one).map(Change::Reset),
-            [time, zone] if word(time, b"time") && word(zone, b"zone") => {
-                Some(Change::Reset(b"timezone".to_vec()))
-            }
+            [time, zone] if is_zone(time, zone) => Some(Change::Reset(b"timezone".to_vec())),
             _ => None,
         };
     }
@@ -94,19 +132,31 @@ pub fn change(sql: &[u8], standard_strings: bool) -> Option<Change> {
     {
         rest = tail;
     }
-    let (name, value) = match rest {
-        [time, zone, value @ ..] if word(time, b"time") && word(zone, b"zone") => {
-            (b"timezone".to_vec(), value)
-        }
-        [name, (TokenKind::Op, b"="), value @ ..] => (followed(name)?, value),
-        [name, to, value @ ..] if word(to, b"to") => (followed(name)?, value),
+    let (name, value, zone) = match rest {
+        [time, zone, value @ ..] if is_zone(time, zone) => (b"timezone".to_vec(), value, true),
+        [name, (TokenKind::Op, b"="), value @ ..] => (followed(name)?, value, false),
+        [name, to, value @ ..] if word(to, b"to") => (followed(name)?, value, false),
         _ => return None,
     };
     match value {
         [] => None,
-        [one] if word(one, b"default") || word(one, b"local") => Some(Change::Reset(name)),
+        [one] if word(one, b"default") || (zone && word(one, b"local")) => Some(Change::Reset(name)),
+        _ if name == b"datestyle" && !is_whole_datestyle(value) => None,
         value if value.iter().all(is_value) => Some(Change::Set(name, sql.to_vec())),
         _ => None,
+    }
+}
+
+/// Whether a DateStyle says both style and order: one alone leaves the other as it was.
+fn is_whole_datestyle(value: &[Lexed<'_>]) -> bool {
+    let text: Vec<u8> = value.iter().flat_map(|(_, text)| text.to_ascii_lowercase()).collect();
+    let parts = |byte: &u8| matches!(byte, b',' | b' ' | b'\'' | b'"');
+    let mut words = text.split(parts).filter(|word| !word.is_empty());
+    let style = |word: &[u8]| matches!(word, b"iso" | b"sql" | b"postgres" | b"german");
+    let order = |word: &[u8]| matches!(word, b"mdy" | b"dmy" | b"ymd");
+    match (words.next(), words.next(), words.next()) {
+        (Some(a), Some(b), None) => style(a) && order(b) || order(a) && style(b),
+        _ => false,
     }
 }
 
@@ -144,6 +194,11 @@ fn followed((kind, text): &Lexed<'_>) -> Option<Vec<u8>> {
             | b"transaction_read_only"
             | b"transaction_deferrable"
             | b"backslash_quote"
+            // Checked against search_path; ends who waits for nothing; old names of others.
+            | b"default_text_search_config"
+            | b"idle_session_timeout"
+            | b"sort_mem"
+            | b"vacuum_mem"
             | b"escape_string_warning"
             | b"session_replication_role"
     );
@@ -192,49 +247,61 @@ impl Settings {
         self.touches().then(|| Arc::new(vec![(Vec::new(), Vec::new())]))
     }
 
-    /// Whether a reported setting is one of these.
+    /// Whether the server may say this of a setting: it is what a statement that is followed has made of it.
     #[must_use]
-    pub fn covers(&self, reported: &[u8]) -> bool {
-        let is = |name: &Vec<u8>| name.eq_ignore_ascii_case(reported);
-        let texts = self.in_force.as_ref().is_some_and(|texts| texts.iter().any(|(name, _)| is(name)));
-        let change = |change: &Change| match change {
-            Change::Set(name, _) | Change::Reset(name) => is(name),
-            Change::ResetAll => true,
-        };
-        texts || self.open.iter().chain(&self.awaited).any(change)
+    pub fn explains(&self, name: &[u8], value: &[u8]) -> bool {
+        self.reported.iter().any(|(known, said)| known == name && said == value)
     }
 
-    /// A statement was sent, with nothing before it that is not answered.
-    /// `block`: inside an explicit transaction block.
-    pub fn sent(&mut self, change: Change, block: bool) -> Followed {
+    /// The server reports a setting.
+    pub fn report(&mut self, name: &[u8], value: &[u8]) {
+        let undone = self.end == Some(End::Rollback) && !self.open.is_empty();
+        if self.completed || undone {
+            self.reported.retain(|(known, _)| known != name);
+            self.reported.push((name.to_vec(), value.to_vec()));
+        }
+    }
+
+    /// A statement was sent, with nothing before it that is not answered. `block`: inside an explicit transaction block.
+    pub fn sent(&mut self, sent: Sent, block: bool) -> Followed {
         self.block |= block;
         if self.awaited.is_some() {
             return Followed::Lost;
         }
-        self.awaited = Some(change);
+        self.awaited = Some(sent);
         Followed::Known
     }
 
     /// A CommandComplete came with this tag.
     pub fn completed(&mut self, tag: &[u8]) -> Followed {
-        if let Some(change) = self.awaited.take() {
+        if let Some(Sent { change, before }) = self.awaited.take() {
+            if let Some(before) = before.checked_sub(1) {
+                self.awaited = Some(Sent { change, before });
+                return Followed::Known;
+            }
             if !matches!(tag, b"SET" | b"RESET") {
                 return Followed::Lost;
             }
             self.open.push(change);
+            self.completed = true;
             return Followed::Known;
         }
-        match tag {
-            b"COMMIT" => self.end = Some(End::Commit),
-            b"ROLLBACK" => self.end = Some(End::Rollback),
-            _ => {}
-        }
-        Followed::Known
+        let end = match tag {
+            b"COMMIT" => End::Commit,
+            b"ROLLBACK" => End::Rollback,
+            b"PREPARE TRANSACTION" => return Followed::Lost,
+            // What is reported next may be the work of this one.
+            _ if self.completed => return Followed::Lost,
+            _ => return Followed::Known,
+        };
+        // Of two ends the first one counts, and what was set in between has ended with the second.
+        if self.end.replace(end).is_some() { Followed::Lost } else { Followed::Known }
     }
 
     /// An error came.
     pub fn failed(&mut self) {
         self.awaited = None;
+        self.failed = true;
         if !self.block {
             // What was set in the same implicit transaction is undone with it.
             self.open.clear();
@@ -243,7 +310,8 @@ impl Settings {
 
     /// ReadyForQuery came; `idle`: outside any transaction.
     pub fn ready(&mut self, idle: bool) -> Followed {
-        let end = self.end.take();
+        let (end, failed) = (self.end.take(), std::mem::take(&mut self.failed));
+        self.completed = false;
         if self.awaited.is_some() {
             // Parsed, not run: it may run later.
             return Followed::Lost;
@@ -256,7 +324,8 @@ impl Settings {
         match (end, std::mem::take(&mut self.block)) {
             (Some(End::Rollback), _) => self.open.clear(),
             (Some(End::Commit), _) | (None, false) => return self.commit(),
-            // PREPARE TRANSACTION, or what we do not know.
+            // A COMMIT that failed.
+            (None, true) if failed => self.open.clear(),
             (None, true) => return Followed::Lost,
         }
         Followed::Known
@@ -282,7 +351,8 @@ impl Settings {
 
     /// The server connection is gone, and what was open on it.
     pub fn abandon(&mut self) {
-        (self.awaited, self.end, self.block) = (None, None, false);
+        (self.awaited, self.end) = (None, None);
+        (self.block, self.failed, self.completed) = (false, false, false);
         self.open.clear();
     }
 
@@ -302,8 +372,16 @@ fn salt(texts: &Texts) -> u64 {
 mod tests {
     use super::*;
 
-    fn set(name: &str, text: &str) -> Option<Change> {
-        Some(Change::Set(name.into(), text.into()))
+    fn set(name: &str, text: &str) -> Option<Sent> {
+        sent(Change::Set(name.into(), text.into()))
+    }
+
+    fn sent(change: Change) -> Option<Sent> {
+        Some(Sent { change, before: 0 })
+    }
+
+    fn all() -> Sent {
+        Sent { change: Change::ResetAll, before: 0 }
     }
 
     #[test]
@@ -325,8 +403,12 @@ mod tests {
             ("set work_mem to default", Change::Reset(b"work_mem".to_vec())),
             ("set time zone local", Change::Reset(b"timezone".to_vec())),
             ("reset time zone", Change::Reset(b"timezone".to_vec())),
+            (
+                "set synchronous_commit to local",
+                Change::Set(b"synchronous_commit".to_vec(), b"set synchronous_commit to local".to_vec()),
+            ),
         ] {
-            assert_eq!(change(sql.as_bytes(), true), Some(wanted), "{sql}");
+            assert_eq!(change(sql.as_bytes(), true), sent(wanted), "{sql}");
         }
         for sql in [
             "set local x = 1",
@@ -346,6 +428,12 @@ mod tests {
             "set x =",
             "set x from current",
             "set \"x\" = 1",
+            "set synchronous_commit to local; select 1",
+            "set datestyle = 'German'",
+            "set datestyle to dmy",
+            "set default_text_search_config = 'english'",
+            "select 1; reset all",
+            "unlisten *; set x = 1",
             "reset role",
             "reset session authorization",
             "select 1",
@@ -362,7 +450,7 @@ mod tests {
 
     /// Sends a statement that succeeds; `idle`: how its ReadyForQuery is.
     fn run(settings: &mut Settings, sql: &str, tag: &str, idle: bool) -> bool {
-        let sent = change(sql.as_bytes(), true).map(|change| settings.sent(change, false));
+        let sent = change(sql.as_bytes(), true).map(|sent| settings.sent(sent, false));
         let done = settings.completed(tag.as_bytes());
         let ready = settings.ready(idle);
         ![sent.unwrap_or(Followed::Known), done, ready].contains(&Followed::Lost)
@@ -383,7 +471,6 @@ mod tests {
         assert_ne!(s.salt(), before);
         assert!(run(&mut s, "reset b", "RESET", true));
         assert_eq!(texts(&s), ["set a = 3"]);
-        assert!(s.covers(b"A") && !s.covers(b"b"));
         assert!(run(&mut s, "reset all", "RESET", true));
         assert_eq!((s.in_force(), s.salt(), s.touches()), (None, 0, false));
     }
@@ -399,20 +486,56 @@ mod tests {
         assert!(!run(&mut begun(), "commit and chain", "COMMIT", false));
         assert!(!run(&mut begun(), "prepare transaction 'x'", "PREPARE TRANSACTION", true));
         let mut parsed = Settings::default();
-        assert_eq!(parsed.sent(Change::ResetAll, false), Followed::Known);
-        assert_eq!(parsed.sent(Change::ResetAll, false), Followed::Lost);
+        assert_eq!(parsed.sent(all(), false), Followed::Known);
+        assert_eq!(parsed.sent(all(), false), Followed::Lost);
         let mut parsed = Settings::default();
-        parsed.sent(Change::ResetAll, false);
+        parsed.sent(all(), false);
         assert_eq!(parsed.ready(true), Followed::Lost, "parsed, not run");
         let mut other = Settings::default();
-        other.sent(Change::ResetAll, false);
+        other.sent(all(), false);
         assert_eq!(other.completed(b"SELECT 1"), Followed::Lost);
+    }
+
+    #[test]
+    fn what_asyncpg_sends_between_two_owners_is_followed() {
+        let text = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
+        assert_eq!(change(text.as_bytes(), true), Some(Sent { change: Change::ResetAll, before: 3 }));
+        let mut s = Settings::default();
+        assert!(run(&mut s, "set a = 1", "SET", true));
+        s.sent(change(text.as_bytes(), true).unwrap(), false);
+        for tag in ["SELECT 1", "CLOSE CURSOR ALL", "UNLISTEN", "RESET"] {
+            assert_eq!(s.completed(tag.as_bytes()), Followed::Known);
+        }
+        assert_eq!((s.ready(true), s.in_force()), (Followed::Known, None));
+    }
+
+    #[test]
+    fn of_several_ends_none_is_believed() {
+        for tags in [["COMMIT", "ROLLBACK"], ["ROLLBACK", "COMMIT"]] {
+            let mut s = Settings::default();
+            assert!(run(&mut s, "set a = 1", "SET", false));
+            let each = tags.map(|tag| s.completed(tag.as_bytes()));
+            assert!(each.contains(&Followed::Lost), "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_server_reports_is_explained_by_what_was_followed() {
+        let mut s = Settings::default();
+        s.sent(change(b"set timezone = 'UTC'", true).unwrap(), false);
+        s.completed(b"SET");
+        s.report(b"TimeZone", b"UTC");
+        s.ready(true);
+        assert!(s.explains(b"TimeZone", b"UTC") && !s.explains(b"TimeZone", b"GMT"));
+        // A function did it.
+        s.report(b"TimeZone", b"GMT");
+        assert!(!s.explains(b"TimeZone", b"GMT"));
     }
 
     #[test]
     fn an_error_undoes_what_it_undoes() {
         let mut s = Settings::default();
-        s.sent(Change::Set(b"a".to_vec(), b"set a = 1".to_vec()), false);
+        s.sent(change(b"set a = 1", true).unwrap(), false);
         s.failed();
         assert_eq!((s.ready(true), s.touches()), (Followed::Known, false));
         // In a block the transaction decides.
@@ -421,5 +544,9 @@ mod tests {
         assert_eq!((s.ready(false), s.follows()), (Followed::Known, true));
         assert!(run(&mut s, "rollback", "ROLLBACK", true));
         assert!(!s.touches());
+        // A COMMIT that fails.
+        assert!(run(&mut s, "set a = 1", "SET", false));
+        s.failed();
+        assert_eq!((s.ready(true), s.touches()), (Followed::Known, false));
     }
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use helios_proto::config::{LegTls, TlsMode};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::Resumption;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
@@ -222,9 +222,13 @@ impl ServerCertVerifier for ServerCheck {
                 if at > parsed.validity().not_after.timestamp() {
                     return Err(CertificateError::Expired.into());
                 }
-                let named = names(certificate).iter().any(|name| name.eq_ignore_ascii_case(&host.to_str()));
-                if self.trust == Trust::Name && !named {
-                    return Err(CertificateError::NotValidForName.into());
+                if at < parsed.validity().not_before.timestamp() {
+                    return Err(CertificateError::NotValidYet.into());
+                }
+                if self.trust == Trust::Name
+                    && let Err(refusal) = verify_server_name(&ParsedCertificate::try_from(certificate)?, host)
+                {
+                    self.is_of(certificate, host, refusal)?;
                 }
             }
             _ => return Err(refusal),

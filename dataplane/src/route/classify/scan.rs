@@ -64,6 +64,8 @@ pub(super) struct Statement<'a> {
     pub(super) read_write: bool,
     pub(super) serializable: bool,
     pub(super) chain: bool,
+    /// Names the view `pg_settings`.
+    pub(super) settings: bool,
     depth: u32,
     /// `CREATE FUNCTION` or `PROCEDURE`.
     routine: bool,
@@ -144,6 +146,7 @@ impl<'a> Statement<'a> {
         {
             self.raise(Class::VolatileFunction, false);
         }
+        self.settings |= first == b'p' && inner.eq_ignore_ascii_case(b"pg_settings");
     }
 
     fn schema_of_temporaries(&mut self, name: &[u8]) {
@@ -310,7 +313,17 @@ fn pins_of(function: &[u8], escaped: bool) -> Pins {
         return Pins::SETTING.union(Pins::ADVISORY_LOCK);
     }
     match function {
-        b"set_config" | b"setseed" | b"pg_replication_origin_session_setup" => Pins::SETTING,
+        // The latter run a text of their own.
+        b"set_config"
+        | b"setseed"
+        | b"query_to_xml"
+        | b"query_to_xmlschema"
+        | b"query_to_xml_and_xmlschema"
+        | b"cursor_to_xml"
+        | b"cursor_to_xmlschema"
+        | b"ts_stat"
+        | b"ts_rewrite"
+        | b"pg_replication_origin_session_setup" => Pins::SETTING,
         b"pg_advisory_lock"
         | b"pg_advisory_lock_shared"
         | b"pg_try_advisory_lock"

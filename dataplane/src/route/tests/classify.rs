@@ -315,7 +315,7 @@ fn state_left_behind() {
         ("set local x = 1", ""),
         ("set transaction read only", ""),
         ("set constraints all deferred", ""),
-        ("reset x", ""),
+        ("reset x", "setting"),
         ("listen a", "listen"),
         ("unlisten a", ""),
         ("notify a", ""),

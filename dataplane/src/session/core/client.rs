@@ -5,7 +5,7 @@ use super::{Bound, ClientStep, Core, Ending, RUN_MAX, TEXT_MAX, begins};
 use crate::route::{Class, Pins, TxWord, Verdict};
 use crate::session::names::{Named, Rewriter, named};
 use crate::session::run::{Judge, function_call, no_blocks, no_unnamed};
-use crate::session::settings::Change;
+use crate::session::settings::Sent;
 use crate::statements::{self, Deallocate};
 use helios_pgwire::backend::{self, TxStatus};
 use helios_pgwire::frame::{FrameError, Header, put, put_cstr};
@@ -21,7 +21,10 @@ impl Core {
             self.discard = self.discard.saturating_sub(n);
             return if n > 0 { ClientStep::Consume(n) } else { ClientStep::Wait };
         }
-        judge.statements.under(self.settings.salt());
+        // What is prepared while something is set and not committed is for nobody else.
+        let passing = self.settings.follows() || self.sets;
+        let salt = if passing { judge.statements.once() } else { self.settings.salt() };
+        judge.statements.under(salt);
         match self.bound {
             _ if self.skip_to_sync => self.skip(buf, out),
             None if self.run.is_finished() => self.finished(buf, judge, out),
@@ -246,6 +249,9 @@ impl Core {
         let verdict = judge.message(tag, message);
         let change = judge.change(tag, message, &verdict);
         let named = tag == b'P' && message.is_none_or(|message| named(tag, message) != Named::Unnamed);
+        if named && (self.settings.follows() || self.sets) {
+            self.distrust();
+        }
         if named && self.is_tracked(message.unwrap_or_default()) {
             // What it does, it does when it is bound.
             return None;
@@ -359,8 +365,9 @@ impl Core {
 
     /// What a statement leaves behind, whichever way it went to the server.
     /// `change`: what it does to a setting, if that is all it does; `quiet`: no answer is owed to anything before it.
-    pub(super) fn note(&mut self, tag: u8, verdict: &Verdict, change: Option<Change>, quiet: bool) {
+    pub(super) fn note(&mut self, tag: u8, verdict: &Verdict, change: Option<Sent>, quiet: bool) {
         self.wrote |= verdict.may_write;
+        self.sets |= verdict.sets;
         match verdict.class {
             Class::Empty | Class::Read => self.counts.reads = self.counts.reads.saturating_add(1),
             Class::VolatileFunction | Class::Write => {

@@ -57,6 +57,7 @@ impl Core {
         }
         self.undo_names();
         self.settings.abandon();
+        self.changed.clear();
         let open = self.ledger.status() != TxStatus::Idle;
         let readies = self.ledger.readies();
         let unsynced = self.ledger.unsynced();

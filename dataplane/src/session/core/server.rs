@@ -120,6 +120,7 @@ impl Core {
             }
             b'Z' => {
                 self.final_reply();
+                self.sets &= status != Some(TxStatus::Idle);
                 if self.settings.follows() {
                     let followed = self.settings.ready(status == Some(TxStatus::Idle));
                     self.follow(followed);
@@ -150,10 +151,11 @@ impl Core {
             self.hot_standby = Some(value == b"on");
             return;
         }
-        self.changed.retain(|known| known != name);
+        self.settings.report(name, value);
+        self.changed.retain(|(known, _)| known != name);
         let differs = !baseline.iter().any(|(n, v)| n == name && v == value);
         if differs {
-            self.changed.push(name.to_vec());
+            self.changed.push((name.to_vec(), value.to_vec()));
         }
     }
 }
