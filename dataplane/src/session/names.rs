@@ -3,8 +3,9 @@
 //! replies the client must not see. Sans-IO; owner: one session.
 
 use crate::server::Ledger;
-use crate::statements::{self, Has, Id, Interner, NAME, PREFIX, Prepared, Statement, name_of};
-use helios_pgwire::frame::{put_cstr, take_cstr};
+use crate::statements::{self, Deallocate, Has, Id, Interner, NAME, PREFIX, Prepared, Statement, name_of};
+use helios_pgwire::frame::{Header, put, put_cstr, take_cstr};
+use helios_pgwire::frontend::{self, parse_text};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -14,6 +15,8 @@ const MOST: usize = 20_000;
 const MOST_BYTES: usize = 16 * 1024 * 1024;
 /// Names of failed statements that are remembered for error messages.
 const MOST_VOID: usize = 64;
+/// What a server deallocates in place of a statement that clients share.
+const STAND_IN: &[u8] = b"hp_deallocated";
 
 /// A session's named statements.
 #[derive(Default)]
@@ -46,6 +49,8 @@ enum Effect {
     Prepares(Id),
     /// A Close of ours: the client must not see the reply.
     Drops(Id),
+    /// A message of ours about no statement of a client: the client must not see the reply.
+    Ours,
     /// The client's own Parse.
     Parsed(Box<[u8]>, Id),
     /// The client's Close.
@@ -138,10 +143,13 @@ impl Names {
     /// The whole of a message, or its front with the name in it, for the server, with what it needs before it.
     pub fn rewrite(&mut self, message: &[u8], to: &mut Rewriter<'_>) {
         let tag = message.first().copied().unwrap_or_default();
-        let Named::Yes(name) = named(tag, message) else { return to.raw(message) };
         if !to.ledger.listens() {
             return to.raw(message);
         }
+        if let Some(name) = self.deallocated(message) {
+            return self.deallocate(name, to);
+        }
+        let Named::Yes(name) = named(tag, message) else { return to.raw(message) };
         if to.ledger.settled() {
             self.void.clear();
         }
@@ -159,6 +167,51 @@ impl Names {
                 to.renamed(message, name, known.statement.name());
             }
         }
+    }
+
+    /// The statement of this client that an unnamed Parse is going to deallocate, as psycopg 3 does it.
+    #[must_use]
+    pub fn deallocated(&self, message: &[u8]) -> Option<Box<[u8]>> {
+        // Whole and without parameter types: it is replaced as it stands.
+        let whole =
+            matches!(Header::parse(message, frontend::max_len), Ok(Some(h)) if h.size == message.len());
+        if !whole || message.first() != Some(&b'P') {
+            return None;
+        }
+        let (_, sql) = parse_text(message).filter(|(name, _)| name.is_empty())?;
+        if message.len() != sql.len().saturating_add(9) || !message.ends_with(&[0, 0]) {
+            return None;
+        }
+        match statements::deallocate(sql) {
+            Some(Deallocate::One(name)) if self.known.contains_key(&*name) => Some(name.into()),
+            _ => None,
+        }
+    }
+
+    /// The client's name is gone; the server, where others may use the statement, deallocates one of ours.
+    fn deallocate(&mut self, name: Box<[u8]>, to: &mut Rewriter<'_>) {
+        let Some(known) = self.take(&name) else { return };
+        // One may be left that a failed transaction has prepared.
+        to.ledger.sent(b'C');
+        statements::close(to.out, STAND_IN);
+        self.pending.push_back((to.ledger.asked(), Effect::Ours));
+        to.parse(STAND_IN, b"");
+        self.pending.push_back((to.ledger.asked(), Effect::Ours));
+        to.parse(b"", &[b"DEALLOCATE ", STAND_IN].concat());
+        self.pending.push_back((to.ledger.asked(), Effect::Closed(name, known)));
+    }
+
+    /// The server has dropped all that was prepared before what is still on its way.
+    pub fn all_dropped(&mut self) {
+        let on_its_way = std::mem::take(&mut self.pending);
+        let kept = |name: &[u8]| {
+            on_its_way
+                .iter()
+                .any(|(_, effect)| matches!(effect, Effect::Parsed(parsed, _) if **parsed == *name))
+        };
+        let gone: Vec<_> = self.known.keys().filter(|name| !kept(name)).cloned().collect();
+        gone.iter().for_each(|name| drop(self.take(name)));
+        self.pending = on_its_way;
     }
 
     /// A Parse that is answered without a server.
@@ -222,7 +275,7 @@ impl Names {
     /// The reply to the message with this number came: whether the client is not to see it.
     pub fn answered(&mut self, number: u32) -> bool {
         let effect = self.pending.pop_front_if(|(of, _)| *of == number);
-        matches!(effect, Some((_, Effect::Prepares(_) | Effect::Drops(_))))
+        matches!(effect, Some((_, Effect::Prepares(_) | Effect::Drops(_) | Effect::Ours)))
     }
 
     /// Messages up to this number have failed or were skipped.
@@ -231,6 +284,7 @@ impl Names {
         let undone: Vec<_> = self.pending.drain(..count).collect();
         for (_, effect) in undone.into_iter().rev() {
             match effect {
+                Effect::Ours => {}
                 Effect::Prepares(id) | Effect::Drops(id) => prepared.doubt(id),
                 Effect::Parsed(name, id) => {
                     prepared.doubt(id);
@@ -268,6 +322,16 @@ impl Rewriter<'_> {
     pub fn raw(&mut self, message: &[u8]) {
         self.ledger.sent(message.first().copied().unwrap_or_default());
         self.out.extend_from_slice(message);
+    }
+
+    /// A Parse of ours, without parameter types.
+    fn parse(&mut self, name: &[u8], sql: &[u8]) {
+        self.ledger.sent(b'P');
+        put(self.out, b'P', |body| {
+            put_cstr(body, name);
+            put_cstr(body, sql);
+            body.extend_from_slice(&[0, 0]);
+        });
     }
 
     /// A Bind or Describe with the name on servers in place of the client's.

@@ -157,7 +157,7 @@ impl Core {
         let tag = message.first().copied().unwrap_or_default();
         matches!(tag, b'P' | b'B' | b'D' | b'C')
             && self.mode != PoolMode::Session
-            && matches!(named(tag, message), Named::Yes(_))
+            && (matches!(named(tag, message), Named::Yes(_)) || self.names.deallocated(message).is_some())
     }
 
     fn rewrite_run(&mut self, mut run: &[u8], judge: &mut Judge<'_>) {
