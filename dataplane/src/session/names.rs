@@ -2,10 +2,11 @@
 //! Parse, Bind, Describe and Close on their way to a server, adds what this server does not have yet, and says which
 //! replies the client must not see. Sans-IO; owner: one session.
 
+mod gone;
+
 use crate::server::Ledger;
 use crate::statements::{self, Deallocate, Has, Id, Interner, NAME, PREFIX, Prepared, Statement, name_of};
-use helios_pgwire::frame::{Header, put, put_cstr, take_cstr};
-use helios_pgwire::frontend::{self, parse_text};
+use helios_pgwire::frame::{put_cstr, take_cstr};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -15,8 +16,6 @@ const MOST: usize = 20_000;
 const MOST_BYTES: usize = 16 * 1024 * 1024;
 /// Names of failed statements that are remembered for error messages.
 const MOST_VOID: usize = 64;
-/// What a server deallocates in place of a statement that clients share.
-const STAND_IN: &[u8] = b"hp_deallocated";
 
 /// A session's named statements.
 #[derive(Default)]
@@ -26,6 +25,8 @@ pub struct Names {
     bytes: usize,
     /// What replies on their way decide, by the message that they answer.
     pending: VecDeque<(u32, Effect)>,
+    /// How many of these decide whether names are gone.
+    closing: usize,
     /// Names of statements that turned out to be none, while messages that use them may be on their way.
     void: VecDeque<(Box<[u8]>, Id)>,
 }
@@ -53,8 +54,17 @@ enum Effect {
     Ours,
     /// The client's own Parse.
     Parsed(Box<[u8]>, Id),
-    /// The client's Close.
+    /// The client's Close, or its DEALLOCATE.
     Closed(Box<[u8]>, Known),
+    /// The client's DEALLOCATE ALL.
+    ClosedAll(HashMap<Box<[u8]>, Known>),
+}
+
+impl Effect {
+    /// Whether names are gone if the reply is a good one.
+    fn closes(&self) -> bool {
+        matches!(self, Self::Closed(..) | Self::ClosedAll(_))
+    }
 }
 
 /// The prepared statement that a message is about.
@@ -90,6 +100,10 @@ pub fn named(tag: u8, message: &[u8]) -> Named<'_> {
         b'P' => take_cstr(body),
         b'B' => take_cstr(body).and_then(|(_, rest)| take_cstr(rest)),
         b'D' | b'C' => match body.split_first() {
+            // With more behind the name it is malformed: the server says so.
+            Some((b'S', rest)) if take_cstr(rest).is_some_and(|(_, more)| !more.is_empty()) => {
+                return Named::No;
+            }
             Some((b'S', rest)) => take_cstr(rest),
             Some(_) => return Named::No,
             None => None,
@@ -146,8 +160,15 @@ impl Names {
         if !to.ledger.listens() {
             return to.raw(message);
         }
-        if let Some(name) = self.deallocated(message) {
-            return self.deallocate(name, to);
+        match self.deallocated(message) {
+            Some(Deallocate::One(name)) => return self.deallocate(name.into(), to),
+            Some(Deallocate::All) => {
+                to.raw(message);
+                let all = std::mem::take(&mut self.known);
+                self.clear();
+                return self.expect(to, Effect::ClosedAll(all));
+            }
+            None => {}
         }
         let Named::Yes(name) = named(tag, message) else { return to.raw(message) };
         if to.ledger.settled() {
@@ -158,7 +179,7 @@ impl Names {
             b'C' => {
                 to.raw(message);
                 if let Some(known) = self.take(name) {
-                    self.pending.push_back((to.ledger.asked(), Effect::Closed(name.into(), known)));
+                    self.expect(to, Effect::Closed(name.into(), known));
                 }
             }
             _ => {
@@ -169,49 +190,10 @@ impl Names {
         }
     }
 
-    /// The statement of this client that an unnamed Parse is going to deallocate, as psycopg 3 does it.
-    #[must_use]
-    pub fn deallocated(&self, message: &[u8]) -> Option<Box<[u8]>> {
-        // Whole and without parameter types: it is replaced as it stands.
-        let whole =
-            matches!(Header::parse(message, frontend::max_len), Ok(Some(h)) if h.size == message.len());
-        if !whole || message.first() != Some(&b'P') {
-            return None;
-        }
-        let (_, sql) = parse_text(message).filter(|(name, _)| name.is_empty())?;
-        if message.len() != sql.len().saturating_add(9) || !message.ends_with(&[0, 0]) {
-            return None;
-        }
-        match statements::deallocate(sql) {
-            Some(Deallocate::One(name)) if self.known.contains_key(&*name) => Some(name.into()),
-            _ => None,
-        }
-    }
-
-    /// The client's name is gone; the server, where others may use the statement, deallocates one of ours.
-    fn deallocate(&mut self, name: Box<[u8]>, to: &mut Rewriter<'_>) {
-        let Some(known) = self.take(&name) else { return };
-        // One may be left that a failed transaction has prepared.
-        to.ledger.sent(b'C');
-        statements::close(to.out, STAND_IN);
-        self.pending.push_back((to.ledger.asked(), Effect::Ours));
-        to.parse(STAND_IN, b"");
-        self.pending.push_back((to.ledger.asked(), Effect::Ours));
-        to.parse(b"", &[b"DEALLOCATE ", STAND_IN].concat());
-        self.pending.push_back((to.ledger.asked(), Effect::Closed(name, known)));
-    }
-
-    /// The server has dropped all that was prepared before what is still on its way.
-    pub fn all_dropped(&mut self) {
-        let on_its_way = std::mem::take(&mut self.pending);
-        let kept = |name: &[u8]| {
-            on_its_way
-                .iter()
-                .any(|(_, effect)| matches!(effect, Effect::Parsed(parsed, _) if **parsed == *name))
-        };
-        let gone: Vec<_> = self.known.keys().filter(|name| !kept(name)).cloned().collect();
-        gone.iter().for_each(|name| drop(self.take(name)));
-        self.pending = on_its_way;
+    /// The message that was just sent decides something.
+    fn expect(&mut self, to: &Rewriter<'_>, effect: Effect) {
+        self.closing = self.closing.saturating_add(usize::from(effect.closes()));
+        self.pending.push_back((to.ledger.asked(), effect));
     }
 
     /// A Parse that is answered without a server.
@@ -238,7 +220,7 @@ impl Names {
         // Parsed anew even if the server has it: the client may do so because the tables have changed.
         let has = to.prepared.look(id, since);
         self.prepare(&statement, has, to);
-        self.pending.push_back((to.ledger.asked(), Effect::Parsed(name.into(), id)));
+        self.expect(to, Effect::Parsed(name.into(), id));
         self.insert(name.into(), Known { statement, since });
     }
 
@@ -248,7 +230,7 @@ impl Names {
         let has = to.prepared.look(id, known.since);
         if has != Has::Fresh {
             self.prepare(&known.statement, has, to);
-            self.pending.push_back((to.ledger.asked(), Effect::Prepares(id)));
+            self.expect(to, Effect::Prepares(id));
         }
     }
 
@@ -257,7 +239,7 @@ impl Names {
         if let Some(goes) = if has == Has::Nothing { to.prepared.evict() } else { Some(id) } {
             to.ledger.sent(b'C');
             statements::close(to.out, &name_of(goes));
-            self.pending.push_back((to.ledger.asked(), Effect::Drops(goes)));
+            self.expect(to, Effect::Drops(goes));
         }
         to.ledger.sent(b'P');
         statement.parse(to.out);
@@ -275,6 +257,8 @@ impl Names {
     /// The reply to the message with this number came: whether the client is not to see it.
     pub fn answered(&mut self, number: u32) -> bool {
         let effect = self.pending.pop_front_if(|(of, _)| *of == number);
+        let closed = effect.as_ref().is_some_and(|(_, effect)| effect.closes());
+        self.closing = self.closing.saturating_sub(usize::from(closed));
         matches!(effect, Some((_, Effect::Prepares(_) | Effect::Drops(_) | Effect::Ours)))
     }
 
@@ -283,6 +267,7 @@ impl Names {
         let count = self.pending.iter().take_while(|(of, _)| *of <= number).count();
         let undone: Vec<_> = self.pending.drain(..count).collect();
         for (_, effect) in undone.into_iter().rev() {
+            self.closing = self.closing.saturating_sub(usize::from(effect.closes()));
             match effect {
                 Effect::Ours => {}
                 Effect::Prepares(id) | Effect::Drops(id) => prepared.doubt(id),
@@ -295,6 +280,7 @@ impl Names {
                     }
                 }
                 Effect::Closed(name, known) => self.insert(name, known),
+                Effect::ClosedAll(all) => all.into_iter().for_each(|(name, known)| self.insert(name, known)),
             }
         }
     }
@@ -322,16 +308,6 @@ impl Rewriter<'_> {
     pub fn raw(&mut self, message: &[u8]) {
         self.ledger.sent(message.first().copied().unwrap_or_default());
         self.out.extend_from_slice(message);
-    }
-
-    /// A Parse of ours, without parameter types.
-    fn parse(&mut self, name: &[u8], sql: &[u8]) {
-        self.ledger.sent(b'P');
-        put(self.out, b'P', |body| {
-            put_cstr(body, name);
-            put_cstr(body, sql);
-            body.extend_from_slice(&[0, 0]);
-        });
     }
 
     /// A Bind or Describe with the name on servers in place of the client's.
