@@ -1,4 +1,4 @@
-// pgjdbc through the proxy. Arguments: port, sslmode. Prints its version; any failure is an exception.
+// pgjdbc through the proxy. Arguments: port, sslmode, database. Prints its version; any failure is an exception.
 // Never talks to a server in another way.
 import java.io.StringReader;
 import java.io.StringWriter;
@@ -12,7 +12,7 @@ import org.postgresql.largeobject.LargeObject;
 import org.postgresql.largeobject.LargeObjectManager;
 
 public class WithJdbc {
-    static String port, sslmode;
+    static String port, sslmode, database;
 
     interface Work { void run() throws Exception; }
 
@@ -22,7 +22,7 @@ public class WithJdbc {
         p.setProperty("password", "app-secret");
         p.setProperty("sslmode", sslmode);
         for (int i = 0; i < more.length; i += 2) p.setProperty(more[i], more[i + 1]);
-        return DriverManager.getConnection("jdbc:postgresql://127.0.0.1:" + port + "/postgres", p);
+        return DriverManager.getConnection("jdbc:postgresql://127.0.0.1:" + port + "/" + database, p);
     }
 
     static void check(boolean holds, String what) {
@@ -221,6 +221,7 @@ public class WithJdbc {
     public static void main(String[] args) throws Exception {
         port = args[0];
         sslmode = args[1];
+        database = args[2];
         prepared();
         prepared("prepareThreshold", "1");
         prepared("preferQueryMode", "simple");

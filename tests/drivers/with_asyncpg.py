@@ -1,4 +1,4 @@
-"""asyncpg through the proxy. Arguments: port, sslmode. Prints its version; any failure is an exception.
+"""asyncpg through the proxy. Arguments: port, sslmode, database. Prints its version; any failure is an exception.
 Never talks to a server in another way."""
 import asyncio
 import datetime
@@ -7,8 +7,8 @@ import sys
 
 import asyncpg
 
-PORT, SSLMODE = int(sys.argv[1]), sys.argv[2]
-TARGET = dict(host="127.0.0.1", port=PORT, ssl=SSLMODE, user="app", password="app-secret", database="postgres")
+PORT, SSLMODE, DATABASE = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+TARGET = dict(host="127.0.0.1", port=PORT, ssl=SSLMODE, user="app", password="app-secret", database=DATABASE)
 
 
 async def simple(conn):

@@ -1,14 +1,14 @@
-"""Django's ORM through the proxy. Arguments: port, sslmode. Prints its version; any failure is an exception.
+"""Django's ORM through the proxy. Arguments: port, sslmode, database. Prints its version; any failure is an exception.
 Never talks to a server in another way."""
 import sys
 
 import django
 from django.conf import settings
 
-PORT, SSLMODE = int(sys.argv[1]), sys.argv[2]
+PORT, SSLMODE, DATABASE = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 settings.configure(
     DATABASES={"default": {
-        "ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "app", "PASSWORD": "app-secret",
+        "ENGINE": "django.db.backends.postgresql", "NAME": DATABASE, "USER": "app", "PASSWORD": "app-secret",
         "HOST": "127.0.0.1", "PORT": PORT, "OPTIONS": {"sslmode": SSLMODE},
     }},
     INSTALLED_APPS=[], USE_TZ=True, TIME_ZONE="Europe/Paris", DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",

@@ -1,4 +1,4 @@
-// node `pg` through the proxy. Arguments: port, sslmode. Prints its version; any failure is an exception.
+// node `pg` through the proxy. Arguments: port, sslmode, database. Prints its version; any failure is an exception.
 // Never talks to a server in another way.
 "use strict";
 const assert = require("assert");
@@ -8,9 +8,9 @@ const { Client, Pool, Query } = require("pg");
 const Cursor = require("pg-cursor");
 const copy = require("pg-copy-streams");
 
-const [port, sslmode] = process.argv.slice(2);
+const [port, sslmode, database] = process.argv.slice(2);
 const target = {
-  host: "127.0.0.1", port: Number(port), user: "app", password: "app-secret", database: "postgres",
+  host: "127.0.0.1", port: Number(port), user: "app", password: "app-secret", database,
   ssl: sslmode === "require" ? { rejectUnauthorized: false } : false,
 };
 

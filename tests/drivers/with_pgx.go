@@ -1,4 +1,4 @@
-// pgx through the proxy. Arguments: port, sslmode. Prints what it is; any failure ends it.
+// pgx through the proxy. Arguments: port, sslmode, database. Prints what it is; any failure ends it.
 // Never talks to a server in another way.
 package main
 
@@ -237,7 +237,7 @@ func many(ctx context.Context) {
 }
 
 func main() {
-	target = fmt.Sprintf("postgres://app:app-secret@127.0.0.1:%s/postgres?sslmode=%s", os.Args[1], os.Args[2])
+	target = fmt.Sprintf("postgres://app:app-secret@127.0.0.1:%s/%s?sslmode=%s", os.Args[1], os.Args[3], os.Args[2])
 	ctx, stop := context.WithTimeout(context.Background(), 90*time.Second)
 	defer stop()
 	statements(ctx, nil)

@@ -1,4 +1,4 @@
-"""psycopg2 through the proxy. Arguments: port, sslmode, pool mode. Prints its version; any failure is an exception.
+"""psycopg2 through the proxy. Arguments: port, sslmode, database, pool mode. Prints its version; any failure is an exception.
 Never talks to a server in another way."""
 import io
 import sys
@@ -8,12 +8,12 @@ import time
 import psycopg2
 import psycopg2.extensions
 
-PORT, SSLMODE, MODE = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+PORT, SSLMODE, DATABASE, MODE = int(sys.argv[1]), *sys.argv[2:5]
 
 
 def connect():
     conn = psycopg2.connect(host="127.0.0.1", port=PORT, sslmode=SSLMODE,
-                            user="app", password="app-secret", dbname="postgres")
+                            user="app", password="app-secret", dbname=DATABASE)
     assert conn.info.ssl_in_use == (SSLMODE == "require")
     return conn
 

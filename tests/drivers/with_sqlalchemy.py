@@ -1,4 +1,4 @@
-"""SQLAlchemy through the proxy, over psycopg2 and asyncpg. Arguments: port, sslmode. Prints its version; any failure is
+"""SQLAlchemy through the proxy, over psycopg2 and asyncpg. Arguments: port, sslmode, database. Prints its version; any failure is
 an exception. Never talks to a server in another way."""
 import asyncio
 import sys
@@ -8,8 +8,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, declarative_base, relationship, selectinload
 
-PORT, SSLMODE = int(sys.argv[1]), sys.argv[2]
-TARGET = f"app:app-secret@127.0.0.1:{PORT}/postgres"
+PORT, SSLMODE, DATABASE = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+TARGET = f"app:app-secret@127.0.0.1:{PORT}/{DATABASE}"
 Base = declarative_base()
 
 

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Write as _;
 
-use crate::cluster::{Node, SERVER_USER, run, unprivileged};
+use crate::cluster::{Node, SERVER_USER, own, run, unprivileged};
 
 /// Copies a running primary into the directory of `standby`, ready to stream.
 pub(crate) fn copy(primary: &Node, standby: &Node) {
@@ -19,6 +19,9 @@ pub(crate) fn copy(primary: &Node, standby: &Node) {
     }
     fs::write(standby.data.join("backup_label"), label).unwrap();
     fs::write(standby.data.join("standby.signal"), "").unwrap();
+    for ours in ["backup_label", "standby.signal"] {
+        own(&standby.data.join(ours));
+    }
     let settings = standby.data.join("postgresql.auto.conf");
     let mut settings = fs::OpenOptions::new().append(true).open(settings).unwrap();
     let from = format!("host=127.0.0.1 port={} user={SERVER_USER}", primary.port);

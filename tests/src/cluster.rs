@@ -93,6 +93,15 @@ pub(crate) fn unprivileged(path: &Path, dir: &Path) -> Command {
     command
 }
 
+/// Gives a file or directory to the servers' user.
+pub(crate) fn own(path: &Path) {
+    if is_root() {
+        let mut chown = Command::new("chown");
+        chown.arg(format!("{SERVER_USER}:{SERVER_USER}")).arg(path);
+        run(chown);
+    }
+}
+
 #[track_caller]
 pub(crate) fn run(mut command: Command) {
     let output = command.stderr(Stdio::piped()).output().unwrap();
@@ -161,13 +170,7 @@ impl Node {
         for (from, name) in [(cert, "tls.crt"), (key, "tls.key"), (authorities, "tls.ca")] {
             let to = self.data.join(name);
             std::fs::copy(from, &to).unwrap();
-            if is_root() {
-                run({
-                    let mut c = Command::new("chown");
-                    c.arg(format!("{SERVER_USER}:{SERVER_USER}")).arg(&to);
-                    c
-                });
-            }
+            own(&to);
         }
         let file = self.data.join("pg_hba.conf");
         let rules = std::fs::read_to_string(&file).unwrap();
@@ -349,13 +352,7 @@ impl Cluster {
         let dir = std::env::temp_dir().join(format!("helios-{}-{count}", std::process::id()));
         let guard = Guard::new(CLEAN_UP, &[dir.to_str().unwrap()]);
         std::fs::create_dir(&dir).unwrap();
-        if is_root() {
-            run({
-                let mut c = Command::new("chown");
-                c.arg(format!("{SERVER_USER}:{SERVER_USER}")).arg(&dir);
-                c
-            });
-        }
+        own(&dir);
         let mut counts = [0; 3];
         let nodes = std::iter::once(&Role::Primary).chain(roles).map(|role| {
             counts[*role as usize] += 1;

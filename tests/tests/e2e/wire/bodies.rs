@@ -1,4 +1,4 @@
-//! Rows 47 to 56, 59 and 62 of the bad-input table: what is wrong within messages of the extended protocol, calls of
+//! Rows 47 to 56, 59, 62 and 75 of the bad-input table: what is wrong within messages of the extended protocol, calls of
 //! functions, and much data after an error.
 
 use helios_tests::raw::{message, query};
@@ -216,5 +216,11 @@ pub(super) fn others() -> Vec<Case> {
             call(b"\0\0\x05\x20\0\0\0\x01\x7f\xff\xff\xff\0\0"),
         ),
         alive("62", "bad row, then 20 MB", copy),
+        alive(
+            "75",
+            "10,000 parentheses",
+            query(&format!("select {}1{}", "(".repeat(10_000), ")".repeat(10_000))),
+        ),
+        alive("75", "20,000 comments", query(&format!("select {} 1", "/**/".repeat(20_000)))),
     ]
 }

@@ -40,7 +40,6 @@ pub(super) fn passwords() -> Vec<Case> {
         asked("32", "password of 10 MB", "clear", lying(Some(b'p'), 10_000_000, &[b'x'; 100])),
         asked("32", "password of 0xffffffff", "clear", lying(Some(b'p'), u32::MAX, b"x")),
         asked("32", "SASL response of 0xffffffff", "app", lying(Some(b'p'), u32::MAX, b"x")),
-        asked("32", "SASL response of 70,000 bytes", "app", message(b'p', &[b'x'; 70_000])),
         wrong("33", "unknown role", "nobody-knows-me"),
         wrong("33", "wrong password", "app"),
     ]
@@ -77,7 +76,6 @@ pub(super) fn exchanges(tls: bool) -> Vec<Case> {
         asked("37", "gs2 cut off", "app", first("n")),
         asked("37", "no user name", "app", first("n,,r=abcdefghijklmnop")),
         asked("37", "no nonce", "app", first("n,,n=")),
-        asked("38", "gs2 y", "app", first("y,,n=,r=abcdefghijklmnop")),
         asked("38", "gs2 p without PLUS", "app", first("p=tls-server-end-point,,n=,r=abcdefghijklmnop")),
     ];
     let mut second = |row, what, first: Vec<u8>, bytes: &[u8]| {
@@ -85,6 +83,13 @@ pub(super) fn exchanges(tls: bool) -> Vec<Case> {
         case.steps.extend([Step::Asked, Step::Send(message(b'p', bytes))]);
         cases.push(case);
     };
+    // Without TLS there is nothing to bind to, and the exchange goes on.
+    second(
+        "38",
+        "gs2 y",
+        first("y,,n=,r=abcdefghijklmnop"),
+        b"c=eSws,r=other,p=v0X8v3Bz2T0CJGbJQyF0X+HI4Ts=",
+    );
     second("36", "nonce of 2,000 bytes", nonce(&"n".repeat(2000)), b"c=biws,r=x,p=x");
     second(
         "39",

@@ -99,12 +99,22 @@ pub(super) fn requests() -> Vec<Case> {
         expecting(
             direct(
                 "18",
-                "SSLRequest inside TLS without a request",
+                "SSLRequest twice inside TLS without a request",
                 NAME,
-                vec![Step::Send(SSL.to_vec())],
+                vec![Step::Send(SSL.to_vec()), Step::Byte, Step::Send(SSL.to_vec())],
                 End::Closed,
             ),
-            "E:FATAL:0A000 closed",
+            "byte N E:FATAL:0A000 closed",
+        ),
+        expecting(
+            direct(
+                "21",
+                "GSSENCRequest inside TLS without a request, then a login",
+                NAME,
+                request_and(&[Step::Send(GSS.to_vec()), Step::Byte], log_in(V3)),
+                End::Probe,
+            ),
+            "byte N ready Z:I T1 D:probe C:SELECT 1 Z:I alive",
         ),
         expecting(case("19", "SSLRequest x 1,000", more(SSL.repeat(999)), End::Cut), "byte S closed"),
         expecting(
