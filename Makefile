@@ -6,12 +6,13 @@ PROXY := -p heliosdb-proxy
 
 .PHONY: setup demo test check lint features bench bench-failover bench-fleet clean
 
-# Installs what is missing (PostgreSQL, PgBouncer, psycopg2, etcd, Patroni, protoc).
+# Installs what is missing (PostgreSQL 15 and 18, PgBouncer, etcd, Patroni, protoc, drivers with their languages).
 setup:
 	tools/setup
 
 # A cluster with a standby and two replicas, and the proxy in front; Ctrl-C ends and removes it.
-demo: setup
+demo:
+	tools/setup --without-drivers
 	$(CARGO) build --release --locked $(PROXY)
 	exec tools/demo --proxy "$(TARGET)/release/heliosdb-proxy"
 
@@ -33,17 +34,20 @@ features:
 	$(CARGO) clippy --profile fast --locked $(PROXY) --features pool-modes,distribcache --all-targets -- -D warnings
 
 # The proxy against PgBouncer; BENCH takes options of tests/bench/run.py, such as BENCH="--rounds 5".
-bench: setup
+bench:
+	tools/setup --without-drivers
 	$(CARGO) build --release --locked $(PROXY)
 	python3 tests/bench/run.py --proxy "$(TARGET)/release/heliosdb-proxy" $(BENCH)
 
 # From the end of a promotion to the first write, twenty times; BENCH takes options, such as BENCH="--kind planned".
-bench-failover: setup
+bench-failover:
+	tools/setup --without-drivers
 	$(CARGO) build --profile fast --locked $(PROXY)
 	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin bench-failover -- $(BENCH)
 
 # A change to every data plane of a large fleet; BENCH takes options, such as BENCH="--topology 300".
-bench-fleet: setup
+bench-fleet:
+	tools/setup --without-drivers
 	$(CARGO) build --release --locked -p helios-controlplane
 	HELIOS_PROXY_BIN="$(abspath $(TARGET))/release/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin bench-fleet -- $(BENCH)
 

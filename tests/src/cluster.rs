@@ -12,7 +12,8 @@ use std::time::Duration;
 use postgres::{Client, NoTls};
 
 use crate::guard::{Guard, children, signal};
-use crate::{eventually, free_port};
+use crate::programs::Programs;
+use crate::{backup, eventually, free_port};
 
 /// How long a server may take to start, follow or stop.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,6 +49,7 @@ pub struct Node {
     pub port: u16,
     pub(crate) data: PathBuf,
     pub(crate) sockets: PathBuf,
+    pub(crate) programs: Programs,
 }
 
 /// A running cluster; ends with its last owner.
@@ -74,23 +76,6 @@ pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
 }
 
-/// Directory with `initdb` and the other programs of the newest installed PostgreSQL.
-pub(crate) fn programs() -> PathBuf {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed (make setup)");
-    let mut found: Vec<(u32, PathBuf)> = versions
-        .flatten()
-        .filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.path().join("bin"))))
-        .filter(|(_, bin)| bin.join("initdb").exists())
-        .collect();
-    found.sort();
-    found.pop().expect("initdb (make setup)").1
-}
-
-/// A server program as the unprivileged user, with `dir` as its working directory.
-fn server_command(program: &str, dir: &Path) -> Command {
-    unprivileged(&programs().join(program), dir)
-}
-
 /// Any program as the unprivileged user.
 pub(crate) fn unprivileged(path: &Path, dir: &Path) -> Command {
     let mut command = if is_root() {
@@ -108,8 +93,17 @@ pub(crate) fn unprivileged(path: &Path, dir: &Path) -> Command {
     command
 }
 
+/// Gives a file or directory to the servers' user.
+pub(crate) fn own(path: &Path) {
+    if is_root() {
+        let mut chown = Command::new("chown");
+        chown.arg(format!("{SERVER_USER}:{SERVER_USER}")).arg(path);
+        run(chown);
+    }
+}
+
 #[track_caller]
-fn run(mut command: Command) {
+pub(crate) fn run(mut command: Command) {
     let output = command.stderr(Stdio::piped()).output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -144,6 +138,11 @@ host all all 127.0.0.1/32 scram-sha-256
 ";
 
 impl Node {
+    /// A server program as the unprivileged user, with `dir` as its working directory.
+    fn command(&self, program: &str, dir: &Path) -> Command {
+        unprivileged(&self.programs.path(program), dir)
+    }
+
     /// A superuser's connection through the unix socket, which no proxy and no password stands in the way of.
     ///
     /// # Panics
@@ -171,13 +170,7 @@ impl Node {
         for (from, name) in [(cert, "tls.crt"), (key, "tls.key"), (authorities, "tls.ca")] {
             let to = self.data.join(name);
             std::fs::copy(from, &to).unwrap();
-            if is_root() {
-                run({
-                    let mut c = Command::new("chown");
-                    c.arg(format!("{SERVER_USER}:{SERVER_USER}")).arg(&to);
-                    c
-                });
-            }
+            own(&to);
         }
         let file = self.data.join("pg_hba.conf");
         let rules = std::fs::read_to_string(&file).unwrap();
@@ -228,7 +221,7 @@ impl Node {
     /// # Panics
     /// When it does not start.
     pub fn start(&self) {
-        let mut command = server_command("pg_ctl", &self.data);
+        let mut command = self.command("pg_ctl", &self.data);
         command.args(["start", "-w", "-t", "60", "-s", "-D"]).arg(&self.data).arg("-l");
         command.arg(self.data.join("server.log"));
         run_detached(command, &self.data);
@@ -240,7 +233,7 @@ impl Node {
     /// # Panics
     /// When it does not stop.
     pub fn stop(&self, mode: &str) {
-        let mut command = server_command("pg_ctl", &self.data);
+        let mut command = self.command("pg_ctl", &self.data);
         command.args(["stop", "-w", "-s", "-m", mode, "-D"]).arg(&self.data);
         run(command);
     }
@@ -265,7 +258,7 @@ impl Node {
     /// # Panics
     /// When it cannot be promoted.
     pub fn promote(&self) {
-        let mut command = server_command("pg_ctl", &self.data);
+        let mut command = self.command("pg_ctl", &self.data);
         command.args(["promote", "-w", "-s", "-D"]).arg(&self.data);
         run(command);
     }
@@ -278,7 +271,7 @@ impl Node {
         } else {
             String::new()
         };
-        let path = programs().join(program);
+        let path = self.programs.path(program);
         format!("{user}{} {}", path.display(), args.replace("DATA", self.data.to_str().unwrap()))
     }
 
@@ -345,18 +338,21 @@ impl Cluster {
     /// When PostgreSQL cannot be started.
     #[must_use]
     pub fn start(roles: &[Role]) -> Self {
+        Self::start_with(&Programs::newest(), roles)
+    }
+
+    /// The same with the programs of another version.
+    ///
+    /// # Panics
+    /// When PostgreSQL cannot be started.
+    #[must_use]
+    pub fn start_with(programs: &Programs, roles: &[Role]) -> Self {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("helios-{}-{count}", std::process::id()));
         let guard = Guard::new(CLEAN_UP, &[dir.to_str().unwrap()]);
         std::fs::create_dir(&dir).unwrap();
-        if is_root() {
-            run({
-                let mut c = Command::new("chown");
-                c.arg(format!("{SERVER_USER}:{SERVER_USER}")).arg(&dir);
-                c
-            });
-        }
+        own(&dir);
         let mut counts = [0; 3];
         let nodes = std::iter::once(&Role::Primary).chain(roles).map(|role| {
             counts[*role as usize] += 1;
@@ -366,7 +362,8 @@ impl Cluster {
                 Role::Standby => format!("standby-{}", counts[Role::Standby as usize]),
                 Role::Replica => format!("replica-{}", counts[Role::Replica as usize]),
             };
-            Node { data: dir.join(&name), name, role: *role, port: free_port(), sockets: dir.clone() }
+            let (data, sockets, programs) = (dir.join(&name), dir.clone(), programs.clone());
+            Node { data, name, role: *role, port: free_port(), sockets, programs }
         });
         let cluster = Self { nodes: nodes.collect(), dir: dir.clone(), _guard: guard };
         cluster.make_primary();
@@ -417,7 +414,7 @@ impl Cluster {
 
     fn make_primary(&self) {
         let node = self.primary();
-        let mut initdb = server_command("initdb", &self.dir);
+        let mut initdb = node.command("initdb", &self.dir);
         initdb
             .args(["-N", "-A", "trust", "-E", "UTF8", "--locale=C", "-U", SERVER_USER, "-D"])
             .arg(&node.data);
@@ -429,10 +426,14 @@ impl Cluster {
     }
 
     fn make_standby(&self, node: &Node) {
-        let mut backup = server_command("pg_basebackup", &self.dir);
-        backup.args(["-c", "fast", "-X", "stream", "-R", "-U", SERVER_USER, "-h", "127.0.0.1", "-p"]);
-        backup.arg(self.primary().port.to_string()).arg("-D").arg(&node.data);
-        run(backup);
+        if node.programs.has("pg_basebackup") {
+            let mut backup = node.command("pg_basebackup", &self.dir);
+            backup.args(["-c", "fast", "-X", "stream", "-R", "-U", SERVER_USER, "-h", "127.0.0.1", "-p"]);
+            backup.arg(self.primary().port.to_string()).arg("-D").arg(&node.data);
+            run(backup);
+        } else {
+            backup::copy(self.primary(), node);
+        }
         let _ = std::fs::remove_file(node.data.join("server.log"));
         Self::configure(node);
         node.start();

@@ -5,6 +5,7 @@
 // Test code: a broken assumption has to stop the test, loudly and where it happens.
 #![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
 
+mod backup;
 pub mod cluster;
 pub mod controlplane;
 pub mod etcd;
@@ -15,8 +16,10 @@ pub mod load;
 pub mod net;
 pub mod patroni;
 pub mod pki;
+pub mod programs;
 pub mod proxy;
 pub mod raw;
+pub mod socket;
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -30,6 +33,7 @@ pub use load::Load;
 pub use net::Net;
 pub use patroni::Patroni;
 pub use pki::Pki;
+pub use programs::Programs;
 pub use proxy::{Config, Proxy};
 pub use raw::{Message, Raw};
 
@@ -48,6 +52,12 @@ pub fn free_port() -> u16 {
         }
     }
     panic!("no free port");
+}
+
+/// A line past the test harness, which swallows what a passing test prints.
+pub fn loudly(line: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Asks `condition` until it holds.

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cluster::{CLEAN_UP, HBA, SERVER_USER, is_root, programs, roles, unprivileged};
+use crate::cluster::{CLEAN_UP, HBA, SERVER_USER, is_root, roles, unprivileged};
 use crate::controlplane::directory;
 use crate::guard::{Guard, signal};
-use crate::{Etcd, Node, Pki, Role, eventually, free_port, http};
+use crate::{Etcd, Node, Pki, Programs, Role, eventually, free_port, http};
 
 /// How long members may take for anything.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -72,7 +72,8 @@ impl Patroni {
         let node = |i: usize| {
             let role = if i == 0 { Role::Primary } else { Role::Standby };
             let name = format!("db-{}", i + 1);
-            Node { data: dir.join(&name), name, role, port: free_port(), sockets: dir.clone() }
+            let (data, sockets, programs) = (dir.join(&name), dir.clone(), Programs::newest());
+            Node { data, name, role, port: free_port(), sockets, programs }
         };
         let nodes: Vec<Node> = (0..count).map(node).collect();
         let apis = (0..count).map(|_| free_port()).collect();
@@ -199,7 +200,7 @@ postgresql:
 ",
             hosts.join(","),
             self.settings,
-            programs().display()
+            Programs::newest().directory().display()
         )
     }
 

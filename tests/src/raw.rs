@@ -11,6 +11,8 @@ use helios_pgwire::frame::put;
 use helios_pgwire::scram::{Channel, ClientFirst, Expected, Keys, MECHANISM};
 use helios_pgwire::{ErrorFields, frontend, md5};
 
+use crate::socket::{Refused, Socket};
+
 /// How long an answer may take before the test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -47,7 +49,7 @@ pub struct Hello {
 
 /// A connection.
 pub struct Raw {
-    stream: TcpStream,
+    stream: Socket,
     buffer: Vec<u8>,
     closed: bool,
 }
@@ -150,7 +152,7 @@ impl Raw {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new(), closed: false }
+        Self { stream: Socket::Plain(stream), buffer: Vec::new(), closed: false }
     }
 
     /// Connects and logs in.
@@ -163,6 +165,14 @@ impl Raw {
         raw.send(&startup(0x0003_0000, &[("user", user), ("database", "postgres")]));
         let hello = raw.finish_login(user, password);
         (raw, hello.unwrap_or_else(|e| panic!("login of {user}: {:?} {:?}", e.sqlstate(), e.error())))
+    }
+
+    /// Begins TLS now, with these names of protocols; an `S` was read before, unless the server needs no request.
+    ///
+    /// # Errors
+    /// When the server refuses it.
+    pub fn encrypt(&mut self, protocols: &[&str]) -> Result<(), Refused> {
+        self.stream.encrypt(protocols)
     }
 
     /// Answers what the server asks until it is ready for a query; on a refusal, the ErrorResponse (an empty one
@@ -232,12 +242,12 @@ impl Raw {
 
     /// Sends bytes. A server that has closed already is not an error: what it said before can still be read.
     pub fn send(&mut self, bytes: &[u8]) {
-        let _ = self.stream.write_all(bytes);
+        let _ = self.stream.write_all(bytes).and_then(|()| self.stream.flush());
     }
 
     /// Says that no more bytes will come; answers can still be read.
     pub fn half_close(&self) {
-        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.stream.tcp().shutdown(Shutdown::Write);
     }
 
     /// The next message, waiting for at most `limit`.
@@ -314,7 +324,7 @@ impl Raw {
         if self.closed || left.is_zero() {
             return false;
         }
-        self.stream.set_read_timeout(Some(left)).unwrap();
+        self.stream.tcp().set_read_timeout(Some(left)).unwrap();
         let mut chunk = [0; 16 * 1024];
         match self.stream.read(&mut chunk) {
             Ok(0) => self.closed = true,

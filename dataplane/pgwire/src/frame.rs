@@ -7,8 +7,10 @@ pub const MAX_LARGE: usize = 0x3fff_fffe;
 /// Longest message of every other type, its length word included (`PQ_SMALL_MESSAGE_LIMIT`).
 pub const MAX_SMALL: usize = 10_000;
 
-/// Longest password or SASL message, its length word included (`PG_MAX_AUTH_TOKEN_LENGTH`).
+/// Longest password message, its length word included (`PG_MAX_AUTH_TOKEN_LENGTH`).
 pub const MAX_AUTH: usize = 65_535;
+/// Longest SASL message, its length word included (`PG_MAX_SASL_MESSAGE_LENGTH`).
+pub const MAX_SASL: usize = 1024;
 
 /// Bytes of a header: the type and the length word.
 pub const HEADER: usize = 5;

@@ -542,3 +542,46 @@ fn a_lost_transaction_is_over_for_no_statement_but_its_end() {
     }
     assert_eq!(play.core.sql_of(b"s"), Some(&b"select 1"[..]), "what failed has not happened");
 }
+
+#[test]
+fn a_deallocate_by_the_extended_protocol_drops_a_stand_in_and_the_next_run_waits_for_it() {
+    let mut play = Play::new(PoolMode::Transaction);
+    open_transaction(&mut play);
+    play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
+    play.server(&[bare(b'1'), ready(TxStatus::InTransaction)].concat());
+    play.forwarded.clear();
+    let next = [bind("s"), bare(b'E'), bare(b'S')].concat();
+    assert_eq!(play.client(&[extended("DEALLOCATE s"), next].concat()), Stop::Stall);
+    let sent = String::from_utf8_lossy(&play.forwarded).into_owned();
+    assert!(sent.contains("DEALLOCATE hp_deallocated\0") && !sent.contains("DEALLOCATE s"), "{sent:?}");
+    assert_eq!(play.core.sql_of(b"s"), None);
+    // It fails: the name is still there, and what waited finds it.
+    let mut error = Vec::new();
+    PgError::error("25P02", "current transaction is aborted").encode(&mut error);
+    play.server(&[bare(b'3'), bare(b'1'), error, ready(TxStatus::Failed)].concat());
+    assert_eq!(play.core.sql_of(b"s"), Some(&b"select 1"[..]));
+    play.forwarded.clear();
+    assert_eq!(play.client(&[]), Stop::Wait);
+    assert!(String::from_utf8_lossy(&play.forwarded).contains("hp_"), "renamed");
+}
+
+#[test]
+fn deallocate_all_however_it_is_asked_for_forgets_names_and_doubts_copies() {
+    let done = |play: &mut Play| {
+        let mut complete = Vec::new();
+        put(&mut complete, b'C', |body| body.extend_from_slice(b"DEALLOCATE ALL\0"));
+        play.server(&[bare(b'1'), bare(b'2'), complete, ready(TxStatus::InTransaction)].concat());
+    };
+    for sql in ["deallocate all", "deallocate /* by a comment */ all"] {
+        let mut play = Play::new(PoolMode::Transaction);
+        open_transaction(&mut play);
+        play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
+        play.server(&[bare(b'1'), ready(TxStatus::InTransaction)].concat());
+        play.client(&extended(sql));
+        done(&mut play);
+        assert_eq!(play.core.sql_of(b"s"), None, "{sql}");
+        play.client_bound(&[parse("t", "select 1"), bare(b'S')].concat(), false);
+        play.server(&[bare(b'3'), bare(b'1'), ready(TxStatus::InTransaction)].concat());
+        assert_eq!(play.core.sql_of(b"t"), Some(&b"select 1"[..]), "{sql}");
+    }
+}

@@ -17,7 +17,7 @@ use crate::server::credential::Password;
 use crate::server::dial::{DialError, Opened, Opening, Who};
 use crate::worker::Worker;
 use helios_pgwire::backend::{self, TxStatus};
-use helios_pgwire::frame::take_cstr;
+use helios_pgwire::frame::{MAX_AUTH, MAX_SASL, take_cstr};
 use helios_pgwire::login::{Asked, LoginError};
 use helios_pgwire::scram::{MECHANISM, MECHANISM_PLUS, Offer, ScramError, ServerFirst, Verifier};
 use helios_pgwire::startup::{Replication, Startup, agreed};
@@ -261,7 +261,7 @@ impl Login<'_> {
         let mut out = Vec::new();
         backend::auth(&mut out, 5, &salt);
         self.lobby.send(&out).await?;
-        let body = Zeroizing::new(self.lobby.auth_message("password").await?);
+        let body = Zeroizing::new(self.lobby.auth_message("password", MAX_AUTH).await?);
         let expected = Zeroizing::new([md5::answer(stored, salt).as_slice(), b"\0"].concat());
         if !bool::from(body.ct_eq(&expected)) {
             return Err(self.wrong());
@@ -298,7 +298,7 @@ impl Login<'_> {
         };
         backend::auth(&mut out, 10, offered.as_bytes());
         self.lobby.send(&out).await?;
-        let body = self.lobby.auth_message("SASL").await?;
+        let body = self.sasl_message().await?;
         let malformed = || Refusal::from(PgError::fatal("08P01", "malformed SCRAM message"));
         let (mechanism, rest) = take_cstr(&body).ok_or_else(malformed)?;
         let offer = Offer {
@@ -317,12 +317,18 @@ impl Login<'_> {
         out.clear();
         backend::auth(&mut out, 11, server.message());
         self.lobby.send(&out).await?;
-        let body = self.lobby.auth_message("SASL").await?;
+        let body = self.sasl_message().await?;
         let proved = server.prove(&body).map_err(|e| self.scram_error(e))?;
         out.clear();
         backend::auth(&mut out, 12, &proved.server_final);
         self.lobby.send(&out).await?;
         Ok(proved.keys)
+    }
+
+    /// One that is too long is a wrong proof, as it is to PostgreSQL.
+    async fn sasl_message(&mut self) -> Result<Vec<u8>, Refusal> {
+        let body = self.lobby.auth_message("SASL", MAX_SASL).await;
+        body.map_err(|why| if matches!(why, Refusal::Cut) { self.wrong() } else { why })
     }
 
     fn scram_error(&self, error: ScramError) -> Refusal {
@@ -341,7 +347,7 @@ impl Login<'_> {
         let mut out = Vec::new();
         backend::auth(&mut out, 3, b"");
         self.lobby.send(&out).await?;
-        let body = Zeroizing::new(self.lobby.auth_message("password").await?);
+        let body = Zeroizing::new(self.lobby.auth_message("password", MAX_AUTH).await?);
         match body.split_last() {
             Some((0, [])) => Err(PgError::fatal("28P01", "empty password returned by client").into()),
             Some((0, password)) if !password.contains(&0) => Ok(Zeroizing::new(password.to_vec())),

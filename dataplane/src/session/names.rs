@@ -2,8 +2,10 @@
 //! Parse, Bind, Describe and Close on their way to a server, adds what this server does not have yet, and says which
 //! replies the client must not see. Sans-IO; owner: one session.
 
+mod gone;
+
 use crate::server::Ledger;
-use crate::statements::{self, Has, Id, Interner, NAME, PREFIX, Prepared, Statement, name_of};
+use crate::statements::{self, Deallocate, Has, Id, Interner, NAME, PREFIX, Prepared, Statement, name_of};
 use helios_pgwire::frame::{put_cstr, take_cstr};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -23,6 +25,8 @@ pub struct Names {
     bytes: usize,
     /// What replies on their way decide, by the message that they answer.
     pending: VecDeque<(u32, Effect)>,
+    /// How many of these decide whether names are gone.
+    closing: usize,
     /// Names of statements that turned out to be none, while messages that use them may be on their way.
     void: VecDeque<(Box<[u8]>, Id)>,
 }
@@ -46,10 +50,21 @@ enum Effect {
     Prepares(Id),
     /// A Close of ours: the client must not see the reply.
     Drops(Id),
+    /// A message of ours about no statement of a client: the client must not see the reply.
+    Ours,
     /// The client's own Parse.
     Parsed(Box<[u8]>, Id),
-    /// The client's Close.
+    /// The client's Close, or its DEALLOCATE.
     Closed(Box<[u8]>, Known),
+    /// The client's DEALLOCATE ALL.
+    ClosedAll(HashMap<Box<[u8]>, Known>),
+}
+
+impl Effect {
+    /// Whether names are gone if the reply is a good one.
+    fn closes(&self) -> bool {
+        matches!(self, Self::Closed(..) | Self::ClosedAll(_))
+    }
 }
 
 /// The prepared statement that a message is about.
@@ -85,6 +100,10 @@ pub fn named(tag: u8, message: &[u8]) -> Named<'_> {
         b'P' => take_cstr(body),
         b'B' => take_cstr(body).and_then(|(_, rest)| take_cstr(rest)),
         b'D' | b'C' => match body.split_first() {
+            // With more behind the name it is malformed: the server says so.
+            Some((b'S', rest)) if take_cstr(rest).is_some_and(|(_, more)| !more.is_empty()) => {
+                return Named::No;
+            }
             Some((b'S', rest)) => take_cstr(rest),
             Some(_) => return Named::No,
             None => None,
@@ -144,10 +163,20 @@ impl Names {
     /// The whole of a message, or its front with the name in it, for the server, with what it needs before it.
     pub fn rewrite(&mut self, message: &[u8], to: &mut Rewriter<'_>) {
         let tag = message.first().copied().unwrap_or_default();
-        let Named::Yes(name) = named(tag, message) else { return to.raw(message) };
         if !to.ledger.listens() {
             return to.raw(message);
         }
+        match self.deallocated(message) {
+            Some(Deallocate::One(name)) => return self.deallocate(name.into(), to),
+            Some(Deallocate::All) => {
+                to.raw(message);
+                let all = std::mem::take(&mut self.known);
+                self.clear();
+                return self.expect(to, Effect::ClosedAll(all));
+            }
+            None => {}
+        }
+        let Named::Yes(name) = named(tag, message) else { return to.raw(message) };
         if to.ledger.settled() {
             self.void.clear();
         }
@@ -156,7 +185,7 @@ impl Names {
             b'C' => {
                 to.raw(message);
                 if let Some(known) = self.take(name) {
-                    self.pending.push_back((to.ledger.asked(), Effect::Closed(name.into(), known)));
+                    self.expect(to, Effect::Closed(name.into(), known));
                 }
             }
             _ => {
@@ -165,6 +194,12 @@ impl Names {
                 to.renamed(message, name, known.statement.name());
             }
         }
+    }
+
+    /// The message that was just sent decides something.
+    fn expect(&mut self, to: &Rewriter<'_>, effect: Effect) {
+        self.closing = self.closing.saturating_add(usize::from(effect.closes()));
+        self.pending.push_back((to.ledger.asked(), effect));
     }
 
     /// A Parse that is answered without a server.
@@ -191,7 +226,7 @@ impl Names {
         // Parsed anew even if the server has it: the client may do so because the tables have changed.
         let has = to.prepared.look(id, since);
         self.prepare(&statement, has, to);
-        self.pending.push_back((to.ledger.asked(), Effect::Parsed(name.into(), id)));
+        self.expect(to, Effect::Parsed(name.into(), id));
         self.insert(name.into(), Known { statement, since });
     }
 
@@ -201,7 +236,7 @@ impl Names {
         let has = to.prepared.look(id, known.since);
         if has != Has::Fresh {
             self.prepare(&known.statement, has, to);
-            self.pending.push_back((to.ledger.asked(), Effect::Prepares(id)));
+            self.expect(to, Effect::Prepares(id));
         }
     }
 
@@ -210,7 +245,7 @@ impl Names {
         if let Some(goes) = if has == Has::Nothing { to.prepared.evict() } else { Some(id) } {
             to.ledger.sent(b'C');
             statements::close(to.out, &name_of(goes));
-            self.pending.push_back((to.ledger.asked(), Effect::Drops(goes)));
+            self.expect(to, Effect::Drops(goes));
         }
         to.ledger.sent(b'P');
         statement.parse(to.out);
@@ -228,7 +263,9 @@ impl Names {
     /// The reply to the message with this number came: whether the client is not to see it.
     pub fn answered(&mut self, number: u32) -> bool {
         let effect = self.pending.pop_front_if(|(of, _)| *of == number);
-        matches!(effect, Some((_, Effect::Prepares(_) | Effect::Drops(_))))
+        let closed = effect.as_ref().is_some_and(|(_, effect)| effect.closes());
+        self.closing = self.closing.saturating_sub(usize::from(closed));
+        matches!(effect, Some((_, Effect::Prepares(_) | Effect::Drops(_) | Effect::Ours)))
     }
 
     /// Messages up to this number have failed or were skipped.
@@ -236,7 +273,9 @@ impl Names {
         let count = self.pending.iter().take_while(|(of, _)| *of <= number).count();
         let undone: Vec<_> = self.pending.drain(..count).collect();
         for (_, effect) in undone.into_iter().rev() {
+            self.closing = self.closing.saturating_sub(usize::from(effect.closes()));
             match effect {
+                Effect::Ours => {}
                 Effect::Prepares(id) | Effect::Drops(id) => prepared.doubt(id),
                 Effect::Parsed(name, id) => {
                     prepared.doubt(id);
@@ -247,6 +286,7 @@ impl Names {
                     }
                 }
                 Effect::Closed(name, known) => self.insert(name, known),
+                Effect::ClosedAll(all) => all.into_iter().for_each(|(name, known)| self.insert(name, known)),
             }
         }
     }

@@ -257,6 +257,8 @@ impl Run {
             let name = message.and_then(parse_text).map_or(&b"?"[..], |(name, _)| name);
             let tracked = message.is_some() && mode != PoolMode::Session && names.has_room();
             self.named |= !name.is_empty() && tracked;
+            self.named |=
+                mode != PoolMode::Session && message.is_some_and(|m| names.deallocated(m).is_some());
             self.kept |= !name.is_empty() && !tracked;
             self.acts |= name.is_empty() || !tracked;
             self.unbound |= name.is_empty();

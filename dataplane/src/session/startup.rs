@@ -5,7 +5,7 @@ use super::login::Refusal;
 use crate::legs::{ClientLeg, Sealed};
 use crate::stream::Stream;
 use helios_pgwire::PgError;
-use helios_pgwire::frame::{Header, MAX_AUTH};
+use helios_pgwire::frame::Header;
 use helios_pgwire::startup::{self, FirstPacket, Settled, Startup, StartupError};
 use helios_tls::dial::in_words;
 use helios_tls::postgres::ALPN;
@@ -66,12 +66,11 @@ impl Lobby {
             if named != Some(ALPN) {
                 return Err(Refusal::Cut);
             }
-            settled = Settled { ssl: true, gss: true };
         }
         loop {
             let packet = self.packet().await?;
             match startup::parse(&packet, settled).map_err(refuse)? {
-                FirstPacket::Ssl if leg.live().is_some() => {
+                FirstPacket::Ssl if leg.live().is_some() && self.sealed.is_none() => {
                     settled = Settled { ssl: true, gss: true };
                     self.io.write_all(b"S").await?;
                     if !self.buf.is_empty() {
@@ -82,13 +81,16 @@ impl Lobby {
                 }
                 FirstPacket::Ssl => {
                     settled.ssl = true;
-                    self.io.write_all(b"N").await?;
+                    self.send(b"N").await?;
+                    if !self.buf.is_empty() {
+                        return Err(stuffed("SSL"));
+                    }
                 }
                 FirstPacket::GssEnc => {
                     settled.gss = true;
-                    self.io.write_all(b"N").await?;
+                    self.send(b"N").await?;
                     if !self.buf.is_empty() {
-                        return Err(stuffed());
+                        return Err(stuffed("GSSAPI encryption"));
                     }
                 }
                 FirstPacket::Cancel { pid, key } => return Ok(Greeted::Cancel { pid, key }),
@@ -127,11 +129,11 @@ impl Lobby {
         }
     }
 
-    /// The body of the client's next authentication message.
+    /// The body of the client's next authentication message, up to `max` bytes with its length word.
     ///
     /// # Errors
     /// 08P01 for any other message; cut for a length that is not allowed.
-    pub async fn auth_message(&mut self, expected: &str) -> Result<Vec<u8>, Refusal> {
+    pub async fn auth_message(&mut self, expected: &str, max: usize) -> Result<Vec<u8>, Refusal> {
         loop {
             if let Some(&tag) = self.buf.first()
                 && tag != b'p'
@@ -139,7 +141,7 @@ impl Lobby {
                 let text = format!("expected {expected} response, got message type {tag}");
                 return Err(PgError::fatal("08P01", text).into());
             }
-            let header = Header::parse(&self.buf, |_| Ok(MAX_AUTH)).map_err(|_| Refusal::Cut)?;
+            let header = Header::parse(&self.buf, |_| Ok(max)).map_err(|_| Refusal::Cut)?;
             if let Some(Header { size, .. }) = header
                 && self.buf.len() >= size
             {
@@ -188,8 +190,10 @@ fn refuse(error: StartupError) -> Refusal {
     }
 }
 
-fn stuffed() -> Refusal {
+fn stuffed(request: &str) -> Refusal {
     let detail =
         "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.";
-    PgError::fatal("08P01", "received unencrypted data after GSSAPI encryption request").detail(detail).into()
+    PgError::fatal("08P01", format!("received unencrypted data after {request} request"))
+        .detail(detail)
+        .into()
 }

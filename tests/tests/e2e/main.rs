@@ -26,6 +26,7 @@ mod partitions;
 mod patroni;
 mod peers;
 mod pooling;
+mod postgres18;
 mod replication;
 mod routing;
 mod scale;

@@ -380,3 +380,23 @@ fn prepared_reads_are_split_over_the_nodes() {
     assert!((0..20).all(|_| answer("w") == ["t"]), "txid_current() fails on a standby");
     assert!((0..20).any(|_| answer("who") == ["t"]));
 }
+
+#[test]
+fn what_one_client_deallocates_by_the_extended_protocol_is_there_for_the_others() {
+    let proxy = Config { pool: 1, ..Config::primary_only(Cluster::shared()) }.start().ready();
+    let ((mut one, _), (mut other, _)) = (proxy.raw("app"), proxy.raw("app"));
+    let ask = |raw: &mut Raw, bytes: Vec<u8>| {
+        raw.send(&bytes);
+        raw.until_ready(1).iter().find(|m| m.tag == b'E').map(Message::sqlstate)
+    };
+    for sql in ["deallocate s1", "DEALLOCATE ALL", "deallocate /* all of them */ all"] {
+        for raw in [&mut one, &mut other] {
+            assert_eq!(ask(raw, prepare("s1", "select 7")), None);
+        }
+        let deallocate = [parse("", sql), bind("", "", &[]), execute("", 0), sync()].concat();
+        assert_eq!(ask(&mut one, deallocate), None, "{sql}");
+        assert_eq!(ask(&mut other, run("s1", &[])), None, "{sql}");
+        assert_eq!(ask(&mut one, run("s1", &[])).as_deref(), Some("26000"), "{sql}");
+        assert_eq!(ask(&mut other, [close("s1"), sync()].concat()), None);
+    }
+}

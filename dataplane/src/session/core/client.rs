@@ -162,7 +162,7 @@ impl Core {
         let tag = message.first().copied().unwrap_or_default();
         matches!(tag, b'P' | b'B' | b'D' | b'C')
             && self.mode != PoolMode::Session
-            && matches!(named(tag, message), Named::Yes(_))
+            && (matches!(named(tag, message), Named::Yes(_)) || self.names.deallocated(message).is_some())
     }
 
     fn rewrite_run(&mut self, mut run: &[u8], judge: &mut Judge<'_>) {
@@ -330,11 +330,13 @@ impl Core {
         ClientStep::Close(Ending::from(error))
     }
 
-    /// A new run behind an unanswered one waits where it might have to go elsewhere, or be refused.
+    /// A new run behind an unanswered one waits where it might have to go elsewhere, or be refused, and where its names
+    /// may be gone.
     fn must_wait(&self, bound: Bound) -> bool {
         let between = !self.ledger.unsynced() && !self.ledger.copy_in();
         let free = self.ledger.settled() || self.ledger.status() != TxStatus::Idle;
-        between && !free && (self.mode == PoolMode::Statement || (bound.standby && self.pins().is_empty()))
+        let elsewhere = self.mode == PoolMode::Statement || (bound.standby && self.pins().is_empty());
+        between && ((!free && elsewhere) || (!self.ledger.settled() && self.names.closing()))
     }
 
     /// Statement mode on a pinned connection: the block is refused here, up to its Sync if it is extended.

@@ -22,7 +22,7 @@ impl Core {
             };
             let Some(Header { tag, size }) = header else { break };
             let whole = rest.get(..size);
-            if whole.is_none() && size <= SMALL && matches!(tag, b'Z' | b'E' | b'S') {
+            if whole.is_none() && size <= SMALL && matches!(tag, b'Z' | b'E' | b'S' | b'C') {
                 break;
             }
             if tag == b'E' {
@@ -107,11 +107,22 @@ impl Core {
             // Replies that come before anything of the statement has run.
             b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'N' => {}
             b'S' => self.reported(body, baseline),
-            b'C' if self.settings.follows() => {
-                let words = whole.and_then(|_| take_cstr(body)).map(|(words, _)| words);
-                let followed = self.settings.completed(words.unwrap_or_default());
-                self.follow(followed);
+            b'C' => {
                 self.final_reply();
+                if self.settings.follows() {
+                    let words = whole.and_then(|_| take_cstr(body)).map(|(words, _)| words);
+                    let followed = self.settings.completed(words.unwrap_or_default());
+                    self.follow(followed);
+                }
+                if matches!(body, b"DEALLOCATE ALL\0" | b"DISCARD ALL\0") {
+                    // However it was asked for: what clients share on this server is gone too.
+                    self.names.all_dropped();
+                    self.prepared.doubt_all();
+                }
+                if body == b"DISCARD ALL\0" {
+                    // It runs outside of any transaction only, so that nothing undoes it.
+                    self.settings.clear();
+                }
             }
             b'E' => {
                 self.settings.failed();

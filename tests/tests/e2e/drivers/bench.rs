@@ -1,4 +1,4 @@
-//! Stock programs through the proxy: psycopg2 and pgbench, in every mode.
+//! pgbench through the proxy in every mode, with many more clients than servers.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -6,49 +6,7 @@ use std::sync::OnceLock;
 use helios_tests::cluster::password;
 use helios_tests::{Cluster, Config, Proxy};
 
-const MODES: [&str; 3] = ["session", "transaction", "statement"];
-
-/// What an application does with psycopg2, as in the guide.
-const PSYCOPG2: &str = r#"
-import sys, psycopg2
-port, mode = int(sys.argv[1]), sys.argv[2]
-conn = psycopg2.connect(host="127.0.0.1", port=port, user="app", password="app-secret", dbname="postgres")
-if mode == "statement":
-    conn.autocommit = True
-with conn.cursor() as cur:
-    for i in range(20):
-        cur.execute("SELECT %s::int * 2, %s", (i, "it's"))
-        assert cur.fetchone() == (i * 2, "it's")
-    cur.execute("/* helios:route=primary */ SELECT n FROM counter WHERE id = %s", (1,))
-    assert cur.fetchone() is not None
-    if mode != "statement":
-        conn.rollback()
-        cur.execute("UPDATE counter SET n = n + 1 WHERE id = 2 RETURNING n")
-        n = cur.fetchone()[0]
-        cur.execute("SELECT n FROM counter WHERE id = 2")
-        assert cur.fetchone()[0] == n
-        conn.rollback()
-    try:
-        cur.execute("SELECT 1/0")
-        raise SystemExit("no error")
-    except psycopg2.errors.DivisionByZero:
-        conn.rollback()
-    cur.execute("SELECT 42")
-    assert cur.fetchone() == (42,)
-conn.close()
-print("done")
-"#;
-
-#[test]
-fn psycopg2_works_in_every_mode() {
-    for mode in MODES {
-        let proxy = Config { mode, ..Config::new(Cluster::shared()) }.start().ready();
-        let port = proxy.port().to_string();
-        let output = Command::new("/usr/bin/python3").args(["-c", PSYCOPG2, &port, mode]).output().unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && output.stdout == b"done\n", "{mode}: {error}");
-    }
-}
+use super::MODES;
 
 /// A database with pgbench's tables, made once.
 fn bench_database() -> &'static Cluster {
