@@ -130,6 +130,8 @@ pub struct Core {
     primary_only: bool,
     counts: Counts,
     names: Names,
+    /// A message of the client stands still until a reply says what its name means.
+    waits_for_name: bool,
     /// What the server connection held has prepared.
     prepared: Prepared,
 }
@@ -176,6 +178,7 @@ impl Core {
             primary_only: false,
             counts: Counts::default(),
             names: Names::default(),
+            waits_for_name: false,
             prepared: Prepared::default(),
         }
     }
@@ -233,6 +236,12 @@ impl Core {
     #[must_use]
     pub fn half_sent(&self) -> bool {
         self.client_skip > 0
+    }
+
+    /// Whether the client's bytes are to be looked at again with the server's next answer, whatever it is.
+    #[must_use]
+    pub fn waits_for_name(&self) -> bool {
+        self.waits_for_name
     }
 
     /// Whether something since the last call may have written.

@@ -15,6 +15,9 @@ const MOST_BYTES: usize = 16 * 1024 * 1024;
 /// Names of failed statements that are remembered for error messages.
 const MOST_VOID: usize = 64;
 
+/// Replies on their way that are looked through for a name.
+const MOST_LOOKED_AT: usize = 64;
+
 /// A session's named statements.
 #[derive(Default)]
 pub struct Names {
@@ -209,6 +212,24 @@ impl Names {
         to.ledger.sent(b'P');
         statement.parse(to.out);
         to.prepared.add(id, to.interner.now());
+    }
+
+    /// Whether replies that are on their way, up to the one with this number, decide what a message about this name
+    /// means: what was assumed of them would be wrong if they fail.
+    #[must_use]
+    pub fn undecided(&self, name: &[u8], synced: u32) -> bool {
+        if self.pending.front().is_none_or(|(of, _)| *of > synced) {
+            return false;
+        }
+        let ours = self.known.get(name).map(|known| known.statement.id());
+        let about = |effect: &Effect| match effect {
+            Effect::Prepares(id) | Effect::Drops(id) => ours == Some(*id),
+            Effect::Parsed(of, id) => &**of == name || ours == Some(*id),
+            Effect::Closed(of, _) => &**of == name,
+        };
+        // With many on their way looking costs more than waiting.
+        self.pending.len() > MOST_LOOKED_AT
+            || self.pending.iter().take_while(|(of, _)| *of <= synced).any(|(_, effect)| about(effect))
     }
 
     // === replies ===

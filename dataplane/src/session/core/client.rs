@@ -15,6 +15,7 @@ use helios_proto::model::PoolMode;
 impl Core {
     /// Looks at bytes of the client, from the front of what was not consumed yet.
     pub fn client(&mut self, buf: &[u8], judge: &mut Judge<'_>, out: &mut Vec<u8>) -> ClientStep {
+        self.waits_for_name = false;
         if self.discard > 0 {
             let n = self.discard.min(buf.len());
             self.discard = self.discard.saturating_sub(n);
@@ -206,6 +207,12 @@ impl Core {
         if self.must_wait(bound) {
             return Some(ClientStep::Stall);
         }
+        if let Named::Yes(name) = named(tag, rest.get(..header.size).unwrap_or(rest))
+            && self.names.undecided(name, self.ledger.synced())
+        {
+            self.waits_for_name = true;
+            return Some(ClientStep::Stall);
+        }
         let stop = match tag {
             b'Q' | b'P' => self.forward_text(header, rest, judge, out),
             b'B' | b'D' | b'C' => self.forward_use(header, rest, judge, out),
@@ -366,6 +373,10 @@ impl Core {
         let ends = matches!(verdict.tx, TxWord::End | TxWord::Mixed);
         self.leaving = ends || (self.leaving && !self.ledger.settled());
         self.discarding = tag == b'Q' && verdict.is_discard_all;
+        if verdict.is_discard_all {
+            // Whatever of it is answered, and however it goes to the server.
+            self.prepared.doubt_all();
+        }
         self.pins = self.pins.union(verdict.pins);
     }
 }
