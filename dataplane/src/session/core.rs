@@ -305,6 +305,10 @@ impl Core {
         if self.run.acts() {
             self.note(tag, &verdict);
         }
+        if self.run.discards() {
+            self.prepared.doubt_all();
+            self.discarding = true;
+        }
         self.owns_unnamed = self.run.owns_unnamed();
         if self.run.prepares() {
             self.pins = self.pins.union(Pins::PREPARE);

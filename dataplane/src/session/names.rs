@@ -274,7 +274,14 @@ impl Names {
         let ours = error.get(at..end)?;
         let known = self.known.iter().find(|(_, known)| known.statement.name() == ours).map(|(name, _)| name);
         let void = || self.void.iter().find(|(_, id)| name_of(*id) == ours).map(|(name, _)| name);
-        let theirs = known.or_else(void)?;
+        // Sent behind what failed, a Close has taken the name already.
+        let closed = || {
+            self.pending.iter().find_map(|(_, effect)| match effect {
+                Effect::Closed(name, known) if known.statement.name() == ours => Some(name),
+                _ => None,
+            })
+        };
+        let theirs = known.or_else(closed).or_else(void)?;
         let mut out = error.get(..at)?.to_vec();
         out.extend_from_slice(theirs);
         out.extend_from_slice(error.get(end..)?);

@@ -45,6 +45,8 @@ pub struct Run {
     unbound: bool,
     /// An unnamed statement was parsed in this run.
     parsed: bool,
+    /// It ends with a Query that is a `DISCARD ALL`.
+    discards: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,7 @@ impl Default for Run {
             acts: false,
             unbound: false,
             parsed: false,
+            discards: false,
         }
     }
 }
@@ -175,6 +178,12 @@ impl Run {
         self.parsed || self.first == b'Q'
     }
 
+    /// Whether it ends with a Query that is a `DISCARD ALL`.
+    #[must_use]
+    pub fn discards(&self) -> bool {
+        self.discards
+    }
+
     /// Reads of this session cannot run on a standby.
     pub fn ask_for_primary(&mut self) {
         self.verdict.hint.route = Some(crate::route::RouteHint::Primary);
@@ -262,6 +271,7 @@ impl Run {
         if mode == PoolMode::Statement && begins(&verdict) {
             return Err(Box::new(no_blocks()));
         }
+        self.discards = tag == b'Q' && verdict.is_discard_all;
         self.merge(&verdict);
         Ok(())
     }

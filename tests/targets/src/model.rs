@@ -119,6 +119,12 @@ impl Server {
         self.skipping || self.unsynced
     }
 
+    /// The text of a prepared statement.
+    #[must_use]
+    pub fn text_of(&self, name: &str) -> Option<&str> {
+        self.prepared.get(name.as_bytes()).map(String::as_str)
+    }
+
     /// Bytes of the client.
     ///
     /// # Panics
@@ -284,7 +290,7 @@ impl Server {
                 self.status = TxStatus::InTransaction;
                 complete(out, "BEGIN");
             }
-            "commit" | "rollback" => self.end(sql, out),
+            "commit" | "rollback" => return self.end(sql, out),
             "copy t from stdin" => {
                 put(out, b'G', |body| body.extend_from_slice(&[0, 0, 1, 0, 0]));
                 return Done::Copies;
@@ -305,15 +311,17 @@ impl Server {
         Done::Yes
     }
 
-    fn end(&mut self, sql: &str, out: &mut Vec<u8>) {
+    fn end(&mut self, sql: &str, out: &mut Vec<u8>) -> Done {
         let failed = self.status == TxStatus::Failed || sql == "rollback";
         self.status = TxStatus::Idle;
         self.portals.clear();
         if !failed && std::mem::take(&mut self.deferred) {
-            return self.fail("23503", "deferred check failed", out);
+            self.fail("23503", "deferred check failed", out);
+            return Done::Failed;
         }
         self.deferred = false;
         complete(out, if failed { "ROLLBACK" } else { "COMMIT" });
+        Done::Yes
     }
 
     fn select(&mut self, sql: &str, sent: &mut usize, limit: usize, out: &mut Vec<u8>) -> Done {
@@ -375,16 +383,14 @@ impl Server {
     fn parse(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), (&'static str, String)> {
         let (name, rest) = take_cstr(body).unwrap();
         let sql = String::from_utf8_lossy(take_cstr(rest).unwrap().0).into_owned();
-        // PostgreSQL looks at the text first; the proxy sends the text that has the name, so that only one error is known.
-        if !name.is_empty() && self.prepared.contains_key(name) {
-            let shown = String::from_utf8_lossy(name);
-            return Err(("42P05", format!("prepared statement \"{shown}\" already exists")));
-        }
         if sql == "bad syntax" {
             return Err(("42601", "syntax error".to_owned()));
         }
         self.refuse_if_failed(&sql)?;
-        self.prepared.remove(name);
+        if !name.is_empty() && self.prepared.contains_key(name) {
+            let shown = String::from_utf8_lossy(name);
+            return Err(("42P05", format!("prepared statement \"{shown}\" already exists")));
+        }
         self.prepared.insert(name.to_vec(), sql);
         put(out, b'1', |_| {});
         Ok(())

@@ -160,7 +160,9 @@ impl<'s, 'd> Script<'s, 'd> {
             }
             5 | 6 => {
                 let sql = *self.source.pick(&SHARED);
-                self.parse(name, sql);
+                // A name that is taken is an error, but which one the server finds first depends on the text.
+                let sql = self.direct.text_of(name).unwrap_or(sql).to_owned();
+                self.parse(name, &sql);
             }
             7 | 8 => self.run_portal(portal, name, false),
             9 => {

@@ -328,9 +328,13 @@ impl Core {
         ClientStep::Close(Ending::from(error))
     }
 
-    /// A new run behind an unanswered one waits where it might have to go elsewhere, or be refused.
+    /// A new run behind an unanswered one waits where it might have to go elsewhere, or be refused, and behind a
+    /// `DISCARD ALL`, after which names mean something else.
     fn must_wait(&self, bound: Bound) -> bool {
         let between = !self.ledger.unsynced() && !self.ledger.copy_in();
+        if between && self.discarding && !self.ledger.settled() {
+            return true;
+        }
         let free = self.ledger.settled() || self.ledger.status() != TxStatus::Idle;
         between && !free && (self.mode == PoolMode::Statement || (bound.standby && self.pins().is_empty()))
     }

@@ -108,7 +108,8 @@ impl Core {
             b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'N' => {}
             b'S' => self.reported(body, baseline),
             b'E' => {
-                self.discarding = false;
+                // Nothing is sent behind it before its answer: with more owed, this is the error of something before it.
+                self.discarding &= self.ledger.readies() > 1;
                 self.final_reply();
             }
             b'Z' => {
