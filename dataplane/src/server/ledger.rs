@@ -108,6 +108,12 @@ impl Ledger {
         !self.skipping && !self.copy_in && !self.broken
     }
 
+    /// Whether the server throws away what is sent now, up to a Sync.
+    #[must_use]
+    pub fn skips(&self) -> bool {
+        self.skipping && !self.broken
+    }
+
     /// Number of the last extended-protocol message sent, counted from 1 since the last reset.
     #[must_use]
     pub fn asked(&self) -> u32 {

@@ -126,6 +126,8 @@ pub struct Core {
     leaving: bool,
     /// The unnamed statement on the server connection held is this session's, or there is none.
     owns_unnamed: bool,
+    /// Number of the Parse of it in the ledger.
+    unnamed: u32,
     /// A standby has refused what this session does: its isolation, or a write that could not be replayed.
     primary_only: bool,
     counts: Counts,
@@ -175,6 +177,7 @@ impl Core {
             doom: None,
             leaving: false,
             owns_unnamed: false,
+            unnamed: 0,
             primary_only: false,
             counts: Counts::default(),
             names: Names::default(),

@@ -214,8 +214,7 @@ impl Session {
         // What the client sent ahead may mean something else now: after an answer, when the server reads COPY data, or when it
         // skips up to a Sync.
         let ledger = self.core.ledger();
-        self.look =
-            ledger.settled() || ledger.copy_in() || ledger.unsynced() || self.core.waits_for_name();
+        self.look = ledger.settled() || ledger.copy_in() || ledger.unsynced() || self.core.waits_for_name();
         if !self.core.ledger().settled() {
             return;
         }

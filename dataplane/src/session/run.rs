@@ -234,8 +234,12 @@ impl Run {
             _ => {}
         }
         match header.tag {
-            b'Q' | b'F' => self.end = End::Closed,
-            b'S' => self.close(),
+            b'Q' => {
+                // The server drops the unnamed statement before it.
+                self.unbound = false;
+                self.close();
+            }
+            b'F' | b'S' => self.close(),
             b'H' => self.finish_open(),
             _ if partial => self.finish_open(),
             _ => {}

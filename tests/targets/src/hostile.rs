@@ -103,7 +103,9 @@ fn bytes(source: &mut Source<'_>, tags: &[u8]) -> Vec<u8> {
     }
     let (tag, status) = (*source.pick(tags), *source.pick(b"IITE"));
     let body = source.bytes(30);
-    put(&mut out, tag, |to| to.extend_from_slice(if tag == b'Z' { std::slice::from_ref(&status) } else { body }));
+    put(&mut out, tag, |to| {
+        to.extend_from_slice(if tag == b'Z' { std::slice::from_ref(&status) } else { body })
+    });
     if source.one_in(8) {
         out.truncate(source.below(out.len()));
     }

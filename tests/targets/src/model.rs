@@ -61,7 +61,9 @@ fn row(out: &mut Vec<u8>, text: &str) {
 }
 
 fn row_description(out: &mut Vec<u8>) {
-    put(out, b'T', |body| body.extend_from_slice(b"\0\x01c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0"));
+    put(out, b'T', |body| {
+        body.extend_from_slice(b"\0\x01c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0")
+    });
 }
 
 fn rows_of(sql: &str) -> usize {
@@ -113,6 +115,12 @@ impl Server {
         self.copying.is_some()
     }
 
+    /// Whether a transaction has failed.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.status == TxStatus::Failed
+    }
+
     /// Whether it waits for a Sync.
     #[must_use]
     pub const fn waits_for_sync(&self) -> bool {
@@ -131,7 +139,9 @@ impl Server {
     /// On a message that no PostgreSQL would read.
     pub fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         self.inbox.extend_from_slice(bytes);
-        while let Some(Header { tag, size }) = Header::parse(&self.inbox, max_len).expect("a length that is allowed") {
+        while let Some(Header { tag, size }) =
+            Header::parse(&self.inbox, max_len).expect("a length that is allowed")
+        {
             if self.inbox.len() < size {
                 return;
             }
@@ -383,6 +393,9 @@ impl Server {
     fn parse(&mut self, body: &[u8], out: &mut Vec<u8>) -> Result<(), (&'static str, String)> {
         let (name, rest) = take_cstr(body).unwrap();
         let sql = String::from_utf8_lossy(take_cstr(rest).unwrap().0).into_owned();
+        if name.is_empty() {
+            self.prepared.remove(name);
+        }
         if sql == "bad syntax" {
             return Err(("42601", "syntax error".to_owned()));
         }

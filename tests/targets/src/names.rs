@@ -55,7 +55,9 @@ fn with_name(message: &[u8], name: &[u8]) -> Vec<u8> {
         _ => (&body[..1], take_cstr(&body[1..]).unwrap().1),
     };
     let mut out = Vec::new();
-    put(&mut out, message[0], |to| [head, name, b"\0", rest].into_iter().for_each(|p| to.extend_from_slice(p)));
+    put(&mut out, message[0], |to| {
+        [head, name, b"\0", rest].into_iter().for_each(|p| to.extend_from_slice(p))
+    });
     out
 }
 
@@ -84,12 +86,8 @@ pub fn run(data: &[u8]) {
     while !source.is_empty() {
         let message = message(&mut source);
         let mut out = Vec::new();
-        let mut to = Rewriter {
-            interner: &mut interner,
-            prepared: &mut prepared,
-            ledger: &mut ledger,
-            out: &mut out,
-        };
+        let mut to =
+            Rewriter { interner: &mut interner, prepared: &mut prepared, ledger: &mut ledger, out: &mut out };
         names.rewrite(&message, &mut to);
         let sent = split(&out);
         for part in &sent {
@@ -113,7 +111,7 @@ pub fn run(data: &[u8]) {
             assert!(same || tag == b'P', "{theirs:?}: {message:?} became {last:?}");
             if tag != b'P' {
                 let tail = meaning.get(ours).expect("prepared before it is used");
-                assert_eq!(names.sql(theirs), take_cstr(&tail[1..]).map(|(sql, _)| sql));
+                assert_eq!(names.sql(theirs), tail[1..].split(|byte| *byte == 0).next());
             }
         }
         while source.one_in(3) && ledger.done() < ledger.asked() {

@@ -32,8 +32,15 @@ const TEXTS: [&str; 22] = [
     "select #; insert into deferred values (#)",
 ];
 /// Texts that several clients prepare, and which the extended protocol takes.
-const SHARED: [&str; 7] =
-    ["select 1", "select 2 from many", "insert into t values (1)", "copy t from stdin", "bad syntax", "begin", "commit"];
+const SHARED: [&str; 7] = [
+    "select 1",
+    "select 2 from many",
+    "insert into t values (1)",
+    "copy t from stdin",
+    "bad syntax",
+    "begin",
+    "commit",
+];
 const NAMES: [&str; 4] = ["a", "b", "c", "hp_none"];
 const PORTALS: [&str; 3] = ["", "", "p"];
 
@@ -168,6 +175,8 @@ impl<'s, 'd> Script<'s, 'd> {
             9 => {
                 self.run_portal(portal, name, true);
             }
+            // In a failed transaction a server that lacks the statement cannot be given it: another error, but an error.
+            10 if self.direct.is_failed() => self.add(b'S', |_| {}),
             10 => self.about(b'D', b'S', name),
             11 => self.about(b'C', b'S', name),
             12 => {
@@ -185,7 +194,9 @@ impl<'s, 'd> Script<'s, 'd> {
                 let limit = u8::try_from(self.source.below(4)).unwrap();
                 self.execute(portal, limit);
             }
-            18 if self.parsed => self.bind(portal, ""),
+            18 if self.parsed && (!self.session || self.direct.text_of("").is_some()) => {
+                self.bind(portal, "")
+            }
             18 => self.add(b'Q', |body| put_cstr(body, b"discard all")),
             _ => match self.source.below(4) {
                 0 => self.add(b'd', |body| body.extend_from_slice(b"1\n")),

@@ -65,7 +65,9 @@ impl World {
     /// A server for a run: any for a read, else one that writes; a new one if there is none.
     fn acquire(&mut self, core: &Core, any: usize) -> Backend {
         let verdict = core.run().verdict();
-        let read = core.mode() != PoolMode::Session && verdict.class == Class::Read && verdict.hint.route != Some(RouteHint::Primary);
+        let read = core.mode() != PoolMode::Session
+            && verdict.class == Class::Read
+            && verdict.hint.route != Some(RouteHint::Primary);
         let fits = |backend: &Backend| !backend.standby || (read && !core.primary_only());
         let found: Vec<_> = (0..self.idle.len()).filter(|i| fits(&self.idle[*i])).collect();
         match found.get(any.checked_rem(found.len()).unwrap_or(0)) {

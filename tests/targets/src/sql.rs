@@ -61,8 +61,7 @@ pub fn run(data: &[u8]) {
     }
     for other in ["insert into t values (1)", "select 1", "set a.b = '1'", "listen a"] {
         let more = judged(other.as_bytes(), standard);
-        for both in
-            [[text, b"\n;\n", other.as_bytes()].concat(), [other.as_bytes(), b"\n;\n", text].concat()]
+        for both in [[text, b"\n;\n", other.as_bytes()].concat(), [other.as_bytes(), b"\n;\n", text].concat()]
         {
             let sum = judged(&both, standard);
             assert!(sum.class >= verdict.class && sum.class >= more.class, "{other}: {sum:?}");

@@ -56,6 +56,7 @@ impl Core {
                 return ClientStep::Consume(0);
             }
             self.ledger.sent(header.tag);
+            self.note_unnamed(here);
             if self.run.is_finished() {
                 if self.primary_only {
                     self.run.ask_for_primary();
@@ -148,9 +149,23 @@ impl Core {
             } else {
                 self.ledger.sent(here.first().copied().unwrap_or_default());
             }
+            self.note_unnamed(here);
             at = at.saturating_add(here.len());
             self.client_skip = size.saturating_sub(here.len());
         }
+    }
+
+    /// Remembers which reply decides whether the unnamed statement is this session's: that of its last Parse.
+    fn note_unnamed(&mut self, sent: &[u8]) {
+        if sent.first() == Some(&b'P') && named(b'P', sent) == Named::Unnamed {
+            self.unnamed = self.ledger.asked();
+        }
+    }
+
+    /// Whether the Parse of the unnamed statement stands before a Sync and is not answered: if it fails, another client's
+    /// is still there.
+    fn unnamed_is_undecided(&self) -> bool {
+        self.unnamed > self.ledger.done() && self.unnamed <= self.ledger.synced()
     }
 
     /// Whether a message names a statement whose name is another one on servers.
@@ -165,6 +180,7 @@ impl Core {
         while let Ok(Some(header)) = Header::parse(run, frontend::max_len) {
             let (message, rest) = run.split_at_checked(header.size).unwrap_or((run, &[]));
             self.rewrite(message, judge);
+            self.note_unnamed(message);
             run = rest;
         }
     }
@@ -214,8 +230,12 @@ impl Core {
             return Some(ClientStep::Stall);
         }
         let stop = match tag {
+            // The server throws it away, so it does nothing.
+            _ if self.ledger.skips() => None,
             b'Q' | b'P' => self.forward_text(header, rest, judge, out),
             b'B' | b'D' | b'C' => self.forward_use(header, rest, judge, out),
+            // The function's OID decides.
+            b'F' if rest.len() < header.size.min(9) => Some(ClientStep::Wait),
             b'F' => {
                 self.note(tag, &function_call(rest));
                 None
@@ -281,6 +301,10 @@ impl Core {
             Named::Unnamed if tag != b'C' && !self.owns_unnamed => {
                 let error = PgError { severity: Severity::Fatal, ..no_unnamed() };
                 Some(ClientStep::Close(Ending::Error(Box::new(error))))
+            }
+            Named::Unnamed if tag != b'C' && self.unnamed_is_undecided() => {
+                self.waits_for_name = true;
+                Some(ClientStep::Stall)
             }
             Named::Unclear if here.len() < size.min(RUN_MAX) => Some(ClientStep::Wait),
             Named::Yes(name) if tag == b'B' => {
@@ -376,7 +400,7 @@ impl Core {
         }
         let ends = matches!(verdict.tx, TxWord::End | TxWord::Mixed);
         self.leaving = ends || (self.leaving && !self.ledger.settled());
-        self.discarding = tag == b'Q' && verdict.is_discard_all;
+        self.discarding = tag == b'Q' && verdict.is_discard_all && self.ledger.listens();
         if verdict.is_discard_all {
             // Whatever of it is answered, and however it goes to the server.
             self.prepared.doubt_all();
