@@ -38,6 +38,8 @@ pub struct Ledger {
     /// Extended-protocol messages sent that have a reply of their own, and those of them answered or skipped.
     asked: u32,
     done: u32,
+    /// Those of them that stand before the last Sync: their answers come without anything more of the client.
+    synced: u32,
 }
 
 impl Ledger {
@@ -53,6 +55,7 @@ impl Ledger {
             broken: false,
             asked: 0,
             done: 0,
+            synced: 0,
         }
     }
 
@@ -105,6 +108,12 @@ impl Ledger {
         !self.skipping && !self.copy_in && !self.broken
     }
 
+    /// Whether the server throws away what is sent now, up to a Sync.
+    #[must_use]
+    pub fn skips(&self) -> bool {
+        self.skipping && !self.broken
+    }
+
     /// Number of the last extended-protocol message sent, counted from 1 since the last reset.
     #[must_use]
     pub fn asked(&self) -> u32 {
@@ -117,6 +126,12 @@ impl Ledger {
         self.done
     }
 
+    /// Number of the last extended-protocol message with a Sync behind it.
+    #[must_use]
+    pub fn synced(&self) -> u32 {
+        self.synced
+    }
+
     /// A frontend message of this type was (or is about to be) sent to the server.
     pub fn sent(&mut self, tag: u8) {
         if self.copy_in {
@@ -126,11 +141,15 @@ impl Ledger {
             b'S' => {
                 self.skipping = false;
                 self.unsynced = false;
+                self.synced = self.asked;
                 self.owed.push_back(Owed::Sync);
             }
             _ if self.skipping => {}
-            b'Q' => self.owed.push_back(Owed::Query),
-            b'F' => self.owed.push_back(Owed::FunctionCall),
+            b'Q' | b'F' => {
+                // It commits what stands before it; if that has failed, the server skips it as well.
+                self.unsynced = false;
+                self.owed.push_back(if tag == b'Q' { Owed::Query } else { Owed::FunctionCall });
+            }
             b'P' | b'B' | b'D' | b'E' | b'C' => {
                 self.unsynced = true;
                 self.asked = self.asked.wrapping_add(1);
@@ -139,7 +158,6 @@ impl Ledger {
                     _ => self.owed.push_back(Owed::Extended(1)),
                 }
             }
-            b'H' => self.unsynced = true,
             b'c' | b'f' if !self.owed.is_empty() => self.owed.push_back(Owed::CopyEnd),
             _ => {}
         }
@@ -215,23 +233,27 @@ impl Ledger {
             self.broken = true;
             return;
         }
+        let mut eaten = false;
+        self.copy_in = true;
         while let Some(&next) = self.owed.get(1) {
             match next {
-                Owed::Sync => {
-                    self.owed.remove(1);
-                    self.unsynced = self.owed.front() != Some(&Owed::Query);
-                }
-                Owed::CopyEnd => {
-                    self.owed.remove(1);
-                    return;
-                }
-                Owed::Query | Owed::FunctionCall | Owed::Extended(_) => {
-                    self.broken = true;
-                    return;
-                }
+                Owed::Sync => eaten = true,
+                Owed::CopyEnd => self.copy_in = false,
+                Owed::Query | Owed::FunctionCall | Owed::Extended(_) => self.broken = true,
+            }
+            if self.broken {
+                return;
+            }
+            self.owed.remove(1);
+            if !self.copy_in {
+                break;
             }
         }
-        self.copy_in = true;
+        // What ends the run is behind the COPY, or still to come.
+        let ends = |owed: &Owed| matches!(owed, Owed::Sync | Owed::Query | Owed::FunctionCall);
+        if eaten && !self.owed.iter().any(ends) {
+            self.unsynced = true;
+        }
     }
 
     fn pop(&mut self) {
@@ -290,6 +312,13 @@ mod tests {
             (">PBEQS <12CTDCZIZI", true),
             (">PBEQS <1EZI", true),
             (">PBEQ <E >S <ZI", true),
+            (">PBEQ <12CTDCZI", true),
+            (">PHF <1VZI", true),
+            // A Flush by itself opens nothing.
+            (">QHc <GCZI", true),
+            (">H", true),
+            (">PBEQ <1E", false),
+            (">PBEQB <12CTDCZI", false),
             // B4: several ReadyForQuery.
             (">QQQ <CZICZI", false),
             (">QQQ <CZICZICZI", true),
@@ -331,6 +360,9 @@ mod tests {
             (">PBES <12G >d <E >cS <ZI", true),
             // Everything pipelined before the server said that it copies.
             (">PBEdcS <12GCZI", true),
+            (">PBESdSScS <12GCZI", true),
+            (">PBESdSSc <12GC", false),
+            (">PBESdcQ <12GCTDCZI", true),
             // A Query inside a COPY breaks the connection.
             (">Q <G >Q <EE", false),
             // Stray CopyDone is swallowed.

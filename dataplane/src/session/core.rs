@@ -127,6 +127,8 @@ pub struct Core {
     leaving: bool,
     /// The unnamed statement on the server connection held is this session's, or there is none.
     owns_unnamed: bool,
+    /// Number of the Parse of it in the ledger.
+    unnamed: u32,
     /// A standby has refused what this session does: its isolation, or a write that could not be replayed.
     primary_only: bool,
     counts: Counts,
@@ -135,6 +137,8 @@ pub struct Core {
     /// Something was set in the transaction that is open, `SET LOCAL` included.
     sets: bool,
     names: Names,
+    /// A message of the client stands still until a reply says what its name means.
+    waits_for_name: bool,
     /// What the server connection held has prepared.
     prepared: Prepared,
 }
@@ -178,11 +182,13 @@ impl Core {
             doom: None,
             leaving: false,
             owns_unnamed: false,
+            unnamed: 0,
             primary_only: false,
             counts: Counts::default(),
             settings: Settings::default(),
             sets: false,
             names: Names::default(),
+            waits_for_name: false,
             prepared: Prepared::default(),
         }
     }
@@ -256,6 +262,12 @@ impl Core {
         self.client_skip > 0
     }
 
+    /// Whether the client's bytes are to be looked at again with the server's next answer, whatever it is.
+    #[must_use]
+    pub fn waits_for_name(&self) -> bool {
+        self.waits_for_name
+    }
+
     /// Whether something since the last call may have written.
     pub fn take_wrote(&mut self) -> bool {
         std::mem::take(&mut self.wrote)
@@ -318,6 +330,10 @@ impl Core {
         if self.run.acts() {
             // Nothing is on its way before it.
             self.note(tag, &verdict, change.filter(|_| closed), true);
+        }
+        if self.run.discards() {
+            self.prepared.doubt_all();
+            self.discarding = true;
         }
         self.owns_unnamed = self.run.owns_unnamed();
         if self.run.prepares() {

@@ -347,10 +347,12 @@ fn a_called_function_may_leave_anything_behind_unless_it_is_one_for_large_object
         let mut play = Play::new(PoolMode::Transaction);
         assert_eq!(
             play.client_bound(&[query("discard all"), function_call(oid)].concat(), false),
-            Stop::Wait
+            Stop::Stall
         );
+        play.server(&[bare(b'C'), ready(TxStatus::Idle)].concat());
+        assert_eq!(play.client(&[]), Stop::Wait);
         assert!(play.core.take_wrote());
-        play.server(&[bare(b'C'), ready(TxStatus::Idle), answer.clone()].concat());
+        play.server(&answer);
         assert_eq!(play.core.may_release(), free, "{oid}");
     }
 }
@@ -584,4 +586,58 @@ fn deallocate_all_however_it_is_asked_for_forgets_names_and_doubts_copies() {
         play.server(&[bare(b'3'), bare(b'1'), ready(TxStatus::InTransaction)].concat());
         assert_eq!(play.core.sql_of(b"t"), Some(&b"select 1"[..]), "{sql}");
     }
+}
+
+#[test]
+fn an_unnamed_statement_whose_parse_was_skipped_is_not_this_sessions() {
+    let mut play = Play::new(PoolMode::Transaction);
+    let run = [bind("missing"), parse("", "select 1"), bare(b'S')].concat();
+    assert_eq!(play.client_bound(&run, false), Stop::Wait);
+    // Pipelined behind it, before its answer is known.
+    let use_it = [bind(""), bare(b'E'), bare(b'S')].concat();
+    assert_eq!(play.client(&use_it), Stop::Stall);
+    assert!(play.core.waits_for_name() && !play.forwarded.ends_with(&use_it));
+    let error = PgError::error("26000", "prepared statement \"missing\" does not exist").to_bytes();
+    play.server(&error);
+    let Stop::Close(Ending::Error(error)) = play.client(&[]) else { panic!("reached") };
+    assert_eq!(error.code, "26000");
+}
+
+#[test]
+fn a_name_parsed_anew_behind_a_parse_that_fails_has_the_new_text() {
+    let mut play = Play::new(PoolMode::Transaction);
+    let first = [bind("missing"), parse("s", "select 1"), bare(b'S')].concat();
+    assert_eq!(play.client_bound(&first, false), Stop::Wait);
+    let second = [parse("s", "select 2"), bind("s"), bare(b'E'), bare(b'S')].concat();
+    assert_eq!(play.client(&second), Stop::Stall);
+    play.forwarded.clear();
+    play.server(&PgError::error("26000", "missing").to_bytes());
+    assert_eq!(play.client(&[]), Stop::Wait);
+    let has = |text: &[u8]| play.forwarded.windows(text.len()).any(|part| part == text);
+    assert!(has(b"select 2") && !has(b"select 1"));
+    assert_eq!(play.core.sql_of(b"s"), Some(&b"select 2"[..]));
+}
+
+#[test]
+fn discard_all_in_a_pipeline_is_noticed() {
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
+    play.server(&[bare(b'1'), ready(TxStatus::Idle)].concat());
+    drop(play.core.released());
+    let all = [query("discard all"), parse("s", "select 2"), bare(b'S')].concat();
+    assert_eq!(play.client_bound(&all, false), Stop::Stall);
+    play.server(&[bare(b'C'), ready(TxStatus::Idle)].concat());
+    assert_eq!(play.core.sql_of(b"s"), None);
+    assert_eq!(play.client_bound(&[], false), Stop::Wait);
+    assert_eq!(play.core.sql_of(b"s"), Some(&b"select 2"[..]));
+}
+
+#[test]
+fn what_the_server_skips_pins_nothing() {
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&[bind("missing"), bare(b'H')].concat(), false);
+    play.server(&PgError::error("26000", "missing").to_bytes());
+    assert_eq!(play.client(&[query("listen a"), bare(b'S')].concat()), Stop::Wait);
+    play.server(&ready(TxStatus::Idle));
+    assert!(play.core.may_release());
 }

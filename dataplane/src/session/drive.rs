@@ -214,8 +214,10 @@ impl Session {
         {
             (self.worker.shared.evidence)(&server.slot.pool().node.name, Evidence::InHotStandby(standby));
         }
-        // What the client sent ahead may mean something else now: after an answer, or when the server reads COPY data.
-        self.look = self.core.ledger().settled() || self.core.ledger().copy_in();
+        // What the client sent ahead may mean something else now: after an answer, when the server reads COPY data, or when it
+        // skips up to a Sync.
+        let ledger = self.core.ledger();
+        self.look = ledger.settled() || ledger.copy_in() || ledger.unsynced() || self.core.waits_for_name();
         if !self.core.ledger().settled() {
             return;
         }
@@ -299,6 +301,7 @@ impl Session {
             let ledger = self.core.ledger();
             // What can end is waited for; what needs more of a client that sends no more cannot.
             let over = ledger.settled() || ledger.unsynced() || ledger.copy_in() || self.core.half_sent();
+            let over = over && !self.core.waits_for_name();
             return if over && !self.to_client.blocked() { Err(Step::ClientGone) } else { Ok(false) };
         }
         if self.stalled() {

@@ -17,6 +17,9 @@ const MOST_BYTES: usize = 16 * 1024 * 1024;
 /// Names of failed statements that are remembered for error messages.
 const MOST_VOID: usize = 64;
 
+/// Replies on their way that are looked through for a name.
+const MOST_LOOKED_AT: usize = 64;
+
 /// A session's named statements.
 #[derive(Default)]
 pub struct Names {
@@ -252,6 +255,26 @@ impl Names {
         to.prepared.add(id, to.interner.now());
     }
 
+    /// Whether replies that are on their way, up to the one with this number, decide what a message about this name
+    /// means: what was assumed of them would be wrong if they fail.
+    #[must_use]
+    pub fn undecided(&self, name: &[u8], synced: u32) -> bool {
+        if self.pending.front().is_none_or(|(of, _)| *of > synced) {
+            return false;
+        }
+        let ours = self.known.get(name).map(|known| known.statement.id());
+        let about = |effect: &Effect| match effect {
+            Effect::Prepares(id) | Effect::Drops(id) => ours == Some(*id),
+            Effect::Parsed(of, id) => &**of == name || ours == Some(*id),
+            Effect::Closed(of, _) => &**of == name,
+            Effect::ClosedAll(_) => true,
+            Effect::Ours => false,
+        };
+        // With many on their way looking costs more than waiting.
+        self.pending.len() > MOST_LOOKED_AT
+            || self.pending.iter().take_while(|(of, _)| *of <= synced).any(|(_, effect)| about(effect))
+    }
+
     // === replies ===
 
     /// Whether replies on their way decide anything.
@@ -299,7 +322,14 @@ impl Names {
         let ours = error.get(at..end)?;
         let known = self.known.iter().find(|(_, known)| known.statement.name() == ours).map(|(name, _)| name);
         let void = || self.void.iter().find(|(_, id)| name_of(*id) == ours).map(|(name, _)| name);
-        let theirs = known.or_else(void)?;
+        // Sent behind what failed, a Close has taken the name already.
+        let closed = || {
+            self.pending.iter().find_map(|(_, effect)| match effect {
+                Effect::Closed(name, known) if known.statement.name() == ours => Some(name),
+                _ => None,
+            })
+        };
+        let theirs = known.or_else(closed).or_else(void)?;
         let mut out = error.get(..at)?.to_vec();
         out.extend_from_slice(theirs);
         out.extend_from_slice(error.get(end..)?);

@@ -48,6 +48,8 @@ pub struct Run {
     parsed: bool,
     /// The one text of the run changes a setting, and does nothing else.
     change: Option<Sent>,
+    /// It ends with a Query that is a `DISCARD ALL`.
+    discards: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +76,7 @@ impl Default for Run {
             unbound: false,
             parsed: false,
             change: None,
+            discards: false,
         }
     }
 }
@@ -179,6 +182,12 @@ impl Run {
         self.parsed || self.first == b'Q'
     }
 
+    /// Whether it ends with a Query that is a `DISCARD ALL`.
+    #[must_use]
+    pub fn discards(&self) -> bool {
+        self.discards
+    }
+
     /// Reads of this session cannot run on a standby.
     pub fn ask_for_primary(&mut self) {
         self.verdict.hint.route = Some(crate::route::RouteHint::Primary);
@@ -229,8 +238,12 @@ impl Run {
             _ => {}
         }
         match header.tag {
-            b'Q' | b'F' => self.end = End::Closed,
-            b'S' => self.close(),
+            b'Q' => {
+                // The server drops the unnamed statement before it.
+                self.unbound = false;
+                self.close();
+            }
+            b'F' | b'S' => self.close(),
             b'H' => self.finish_open(),
             _ if partial => self.finish_open(),
             _ => {}
@@ -269,6 +282,7 @@ impl Run {
             return Err(Box::new(no_blocks()));
         }
         let change = judge.change(tag, message, &verdict).filter(|_| !self.judged && !self.named);
+        self.discards = tag == b'Q' && verdict.is_discard_all;
         self.merge(&verdict);
         self.change = change;
         Ok(())

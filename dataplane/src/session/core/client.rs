@@ -16,6 +16,7 @@ use helios_proto::model::PoolMode;
 impl Core {
     /// Looks at bytes of the client, from the front of what was not consumed yet.
     pub fn client(&mut self, buf: &[u8], judge: &mut Judge<'_>, out: &mut Vec<u8>) -> ClientStep {
+        self.waits_for_name = false;
         if self.discard > 0 {
             let n = self.discard.min(buf.len());
             self.discard = self.discard.saturating_sub(n);
@@ -60,6 +61,7 @@ impl Core {
                 return ClientStep::Consume(0);
             }
             self.ledger.sent(header.tag);
+            self.note_unnamed(here);
             if self.run.is_finished() {
                 if self.primary_only {
                     self.run.ask_for_primary();
@@ -152,9 +154,23 @@ impl Core {
             } else {
                 self.ledger.sent(here.first().copied().unwrap_or_default());
             }
+            self.note_unnamed(here);
             at = at.saturating_add(here.len());
             self.client_skip = size.saturating_sub(here.len());
         }
+    }
+
+    /// Remembers which reply decides whether the unnamed statement is this session's: that of its last Parse.
+    fn note_unnamed(&mut self, sent: &[u8]) {
+        if sent.first() == Some(&b'P') && named(b'P', sent) == Named::Unnamed {
+            self.unnamed = self.ledger.asked();
+        }
+    }
+
+    /// Whether the Parse of the unnamed statement stands before a Sync and is not answered: if it fails, another client's
+    /// is still there.
+    fn unnamed_is_undecided(&self) -> bool {
+        self.unnamed > self.ledger.done() && self.unnamed <= self.ledger.synced()
     }
 
     /// Whether a message names a statement whose name is another one on servers.
@@ -169,6 +185,7 @@ impl Core {
         while let Ok(Some(header)) = Header::parse(run, frontend::max_len) {
             let (message, rest) = run.split_at_checked(header.size).unwrap_or((run, &[]));
             self.rewrite(message, judge);
+            self.note_unnamed(message);
             run = rest;
         }
     }
@@ -211,9 +228,19 @@ impl Core {
         if self.must_wait(bound) {
             return Some(ClientStep::Stall);
         }
+        if let Named::Yes(name) = named(tag, rest.get(..header.size).unwrap_or(rest))
+            && self.names.undecided(name, self.ledger.synced())
+        {
+            self.waits_for_name = true;
+            return Some(ClientStep::Stall);
+        }
         let stop = match tag {
+            // The server throws it away, so it does nothing.
+            _ if self.ledger.skips() => None,
             b'Q' | b'P' => self.forward_text(header, rest, judge, out),
             b'B' | b'D' | b'C' => self.forward_use(header, rest, judge, out),
+            // The function's OID decides.
+            b'F' if rest.len() < header.size.min(9) => Some(ClientStep::Wait),
             b'F' => {
                 self.note(tag, &function_call(rest), None, false);
                 None
@@ -284,6 +311,10 @@ impl Core {
                 let error = PgError { severity: Severity::Fatal, ..no_unnamed() };
                 Some(ClientStep::Close(Ending::Error(Box::new(error))))
             }
+            Named::Unnamed if tag != b'C' && self.unnamed_is_undecided() => {
+                self.waits_for_name = true;
+                Some(ClientStep::Stall)
+            }
             Named::Unclear if here.len() < size.min(RUN_MAX) => Some(ClientStep::Wait),
             Named::Yes(name) if tag == b'B' => {
                 let verdict = self.names.sql(name).map_or_else(Verdict::in_doubt, |sql| judge.text(sql));
@@ -331,9 +362,12 @@ impl Core {
     }
 
     /// A new run behind an unanswered one waits where it might have to go elsewhere, or be refused, and where its names
-    /// may be gone.
+    /// may be gone: behind a `DISCARD ALL`, for one.
     fn must_wait(&self, bound: Bound) -> bool {
         let between = !self.ledger.unsynced() && !self.ledger.copy_in();
+        if between && self.discarding && !self.ledger.settled() {
+            return true;
+        }
         let free = self.ledger.settled() || self.ledger.status() != TxStatus::Idle;
         let elsewhere = self.mode == PoolMode::Statement || (bound.standby && self.pins().is_empty());
         between && ((!free && elsewhere) || (!self.ledger.settled() && self.names.closing()))
@@ -378,7 +412,11 @@ impl Core {
         }
         let ends = matches!(verdict.tx, TxWord::End | TxWord::Mixed);
         self.leaving = ends || (self.leaving && !self.ledger.settled());
-        self.discarding = tag == b'Q' && verdict.is_discard_all;
+        self.discarding = tag == b'Q' && verdict.is_discard_all && self.ledger.listens();
+        if verdict.is_discard_all {
+            // Whatever of it is answered, and however it goes to the server.
+            self.prepared.doubt_all();
+        }
         // What was prepared by name stands under the settings of that moment, so these must not change.
         let change = change.filter(|_| quiet && self.mode != PoolMode::Session && self.names.is_empty());
         let Some(change) = change else {

@@ -102,7 +102,12 @@ impl Core {
     fn receive(&mut self, tag: u8, whole: Option<&[u8]>, baseline: &[(Vec<u8>, Vec<u8>)]) {
         let body = whole.and_then(|message| message.get(5..)).unwrap_or_default();
         let status = body.first().copied().and_then(TxStatus::from_byte).filter(|_| tag == b'Z');
+        let answered = self.ledger.done();
         self.ledger.received(tag, status);
+        let skipped = tag == b'E' && self.unnamed > answered && self.unnamed <= self.ledger.done();
+        if skipped && self.mode != helios_proto::model::PoolMode::Session {
+            self.owns_unnamed = false;
+        }
         match tag {
             // Replies that come before anything of the statement has run.
             b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'N' => {}
@@ -126,7 +131,8 @@ impl Core {
             }
             b'E' => {
                 self.settings.failed();
-                self.discarding = false;
+                // Nothing is sent behind it before its answer: with more owed, this is the error of something before it.
+                self.discarding &= self.ledger.readies() > 1;
                 self.final_reply();
             }
             b'Z' => {

@@ -1,0 +1,4 @@
+//! libFuzzer over the target `login`; see `tests/targets`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| helios_targets::run("login", data));
