@@ -75,16 +75,21 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_first_rule_that_fits_decides() {
+    fn rules() -> [HbaRule; 5] {
         use HbaMethod::{Auto, Cert, Reject};
-        let rules = [
+        [
             rule(&["root", "admin"], "", "", false, Reject),
             rule(&["app"], "shop", "10.0.0.0/8", true, Cert),
             rule(&[], "", "10.1.0.0/16", false, Reject),
             rule(&[], "", "10.0.0.0/8", false, Auto),
             rule(&["six"], "", "fd00::/8", false, Auto),
-        ];
+        ]
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_decides() {
+        use HbaMethod::{Auto, Cert};
+        let rules = rules();
         for (user, database, address, tls, answer) in [
             (
                 "admin",
@@ -136,6 +141,11 @@ mod tests {
             let got = admit(&rules, who).map_err(|error| error.message.clone());
             assert_eq!(got, answer.map_err(str::to_owned), "{user} {database} {address}");
         }
+    }
+
+    #[test]
+    fn a_rule_for_all_databases_is_not_one_for_replication() {
+        use HbaMethod::Auto;
         let who = Applicant {
             user: b"x",
             database: b"y",

@@ -85,7 +85,8 @@ fn bodies(bytes: &[u8]) {
 /// When a rule is broken.
 pub fn run(data: &[u8]) {
     let Some((&first, bytes)) = data.split_first() else { return };
-    for max in [frontend::max_len as Max, backend::max_len] {
+    let limits: [Max; 2] = [frontend::max_len, backend::max_len];
+    for max in limits {
         assert_eq!(whole(bytes, max), pieces(bytes, usize::from(first).max(1), max));
     }
     bodies(bytes);

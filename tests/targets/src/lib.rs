@@ -17,8 +17,11 @@ pub mod source;
 pub mod sql;
 pub mod startup;
 
+/// What a target does with bytes.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name, which is that of its corpus and of its fuzzer.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("frames", frames::run),
     ("startup", startup::run),
     ("scram", logins::scram),

@@ -24,18 +24,18 @@ fn message(source: &mut Source<'_>) -> Vec<u8> {
         match tag {
             _ if any => body.extend_from_slice(source.bytes(24)),
             b'P' => {
-                cstr(body, *source.pick(&names));
-                cstr(body, *source.pick(&texts));
+                cstr(body, source.pick::<&[u8]>(&names));
+                cstr(body, source.pick::<&[u8]>(&texts));
                 body.extend_from_slice(&[0, 0]);
             }
             b'B' => {
-                cstr(body, *source.pick(&names));
-                cstr(body, *source.pick(&names));
+                cstr(body, source.pick::<&[u8]>(&names));
+                cstr(body, source.pick::<&[u8]>(&names));
                 body.extend_from_slice(source.bytes(8));
             }
             b'D' | b'C' => {
                 body.push(*source.pick(b"SSP"));
-                cstr(body, *source.pick(&names));
+                cstr(body, source.pick::<&[u8]>(&names));
             }
             _ => body.extend_from_slice(&[0; 5]),
         }

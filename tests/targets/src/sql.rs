@@ -14,7 +14,7 @@ use std::ops::Range;
 pub fn tokens(text: &[u8], standard_strings: bool) -> (Vec<Token>, bool) {
     let mut lexer = Lexer::new(text, standard_strings);
     let (mut found, mut end) = (Vec::new(), 0);
-    while let Some(token) = lexer.next() {
+    for token in lexer.by_ref() {
         let Range { start, end: next } = token.range.clone();
         assert!(start >= end && next > start && next <= text.len(), "{token:?} after {end}");
         assert!(text[end..start].iter().all(|b| b" \t\n\r\x0b\x0c".contains(b)), "skipped at {end}");
