@@ -25,7 +25,7 @@ pub type Row = Vec<Option<Vec<u8>>>;
 pub async fn ask(io: &mut Stream, sql: &str) -> io::Result<Vec<Row>> {
     let mut message = Vec::new();
     frontend::query(&mut message, sql);
-    answer(io, &message).await
+    exchange(io, &message, 1).await
 }
 
 /// The rows of a statement with `$1`, which is text. The same errors as [`ask`].
@@ -35,7 +35,7 @@ pub async fn ask(io: &mut Stream, sql: &str) -> io::Result<Vec<Row>> {
 pub async fn ask_with(io: &mut Stream, sql: &str, parameter: &[u8]) -> io::Result<Vec<Row>> {
     let mut messages = Vec::new();
     frontend::statement(&mut messages, sql, parameter);
-    answer(io, &messages).await
+    exchange(io, &messages, 1).await
 }
 
 /// Runs statements of which no rows are wanted, all sent at once.
@@ -48,29 +48,19 @@ pub async fn settle<'a>(io: &mut Stream, statements: impl Iterator<Item = &'a [u
         put(&mut messages, b'Q', |body| put_cstr(body, sql));
         owed = owed.saturating_add(1);
     }
-    io.write_all(&messages).await?;
-    io.flush().await?;
-    let (mut buf, mut rows, mut chunk) = (Vec::new(), Vec::new(), vec![0u8; CHUNK]);
-    while owed > 0 {
-        if take(&mut buf, &mut rows)? {
-            owed = owed.saturating_sub(1);
-            continue;
-        }
-        let n = io.read(&mut chunk).await?;
-        let got = chunk.get(..n).filter(|got| !got.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        buf.extend_from_slice(got);
-    }
-    if buf.is_empty() { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    exchange(io, &messages, owed).await.map(drop)
 }
 
-async fn answer(io: &mut Stream, messages: &[u8]) -> io::Result<Vec<Row>> {
+/// Sends messages, and reads until as many ReadyForQuery are there as are owed, and nothing behind the last.
+async fn exchange(io: &mut Stream, messages: &[u8], mut owed: usize) -> io::Result<Vec<Row>> {
     io.write_all(messages).await?;
     io.flush().await?;
     let (mut buf, mut rows, mut seen) = (Vec::new(), Vec::new(), 0usize);
     let mut chunk = vec![0u8; CHUNK];
-    loop {
+    while owed > 0 {
         if take(&mut buf, &mut rows)? {
-            return if buf.is_empty() { Ok(rows) } else { Err(io::ErrorKind::InvalidData.into()) };
+            owed = owed.saturating_sub(1);
+            continue;
         }
         let n = io.read(&mut chunk).await?;
         let got = chunk.get(..n).filter(|got| !got.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -80,6 +70,7 @@ async fn answer(io: &mut Stream, messages: &[u8]) -> io::Result<Vec<Row>> {
         }
         buf.extend_from_slice(got);
     }
+    if buf.is_empty() { Ok(rows) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// Takes whole messages off the front; whether ReadyForQuery was among them.
@@ -155,11 +146,45 @@ fn row(message: &[u8]) -> Option<Row> {
 mod tests {
     use super::*;
     use helios_pgwire::frame::put;
+    use tokio::net::{TcpListener, TcpStream};
 
     fn data_row(body: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         put(&mut out, b'D', |b| b.extend_from_slice(body));
         out
+    }
+
+    /// Runs `ours` against a server that says `answer` and will say no more.
+    async fn against<T>(answer: Vec<u8>, ours: impl AsyncFnOnce(Stream) -> T) -> T {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        // Ours may hang up before all of it is written.
+        let theirs = tokio::spawn(async move {
+            let _ = server.write_all(&answer).await;
+            let _ = server.shutdown().await;
+            server
+        });
+        let done = ours(io.into()).await;
+        theirs.await.unwrap();
+        done
+    }
+
+    #[tokio::test]
+    async fn everything_owed_is_awaited_and_nothing_without_end() {
+        let (one, report) = (b"C\0\0\0\x08SET\0Z\0\0\0\x05I".to_vec(), b"S\0\0\0\x08a\0b\0".to_vec());
+        let two: [&[u8]; 2] = [b"set a = 1", b"set b = 2"];
+        for (answer, ends) in [
+            (one.repeat(2), Ok(())),
+            (one.repeat(3), Err(io::ErrorKind::InvalidData)),
+            (
+                [&one[..], &report.repeat(LONGEST / report.len() + 1)].concat(),
+                Err(io::ErrorKind::InvalidData),
+            ),
+        ] {
+            let settled = against(answer, async |mut io| settle(&mut io, two.into_iter()).await).await;
+            assert_eq!(settled.map_err(|error| error.kind()), ends);
+        }
     }
 
     #[test]
