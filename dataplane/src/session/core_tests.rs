@@ -358,6 +358,21 @@ fn a_called_function_may_leave_anything_behind_unless_it_is_one_for_large_object
 }
 
 #[test]
+fn a_statement_prepared_behind_a_large_object_call_pins_nothing() {
+    const LO_OPEN: u32 = 952;
+    for (before, pinned) in [(function_call(LO_OPEN), false), (query("set local work_mem = '1MB'"), true)] {
+        let mut play = Play::new(PoolMode::Transaction);
+        assert_eq!(play.client_bound(&query("begin"), false), Stop::Wait);
+        play.server(&[bare(b'C'), ready(TxStatus::InTransaction)].concat());
+        assert_eq!(play.client(&before), Stop::Wait);
+        let answer = if before.first() == Some(&b'F') { b'V' } else { b'C' };
+        play.server(&[bare(answer), ready(TxStatus::InTransaction)].concat());
+        assert_eq!(play.client(&[parse("s", "select 1"), bare(b'S')].concat()), Stop::Wait);
+        assert_eq!(play.core.pins().contains(Pins::SETTING), pinned);
+    }
+}
+
+#[test]
 fn the_unnamed_statement_of_another_client_cannot_be_reached_behind_a_flush() {
     let mut close = Vec::new();
     put(&mut close, b'C', |b| b.extend_from_slice(b"Sx\0"));

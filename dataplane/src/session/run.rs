@@ -102,7 +102,7 @@ pub fn function_call(message: &[u8]) -> Verdict {
     let oid = message.get(5..).and_then(<[u8]>::first_chunk).map(|oid| u32::from_be_bytes(*oid));
     let large_objects = matches!(oid, Some(715 | 764 | 767 | 952..=958 | 964 | 1004 | 3170..=3172));
     let pins = if large_objects { Pins::NONE } else { Pins::SETTING };
-    Verdict { pins, ..Verdict::in_doubt() }
+    Verdict { pins, sets: !large_objects, ..Verdict::in_doubt() }
 }
 
 fn nothing() -> Verdict {
