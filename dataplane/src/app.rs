@@ -80,7 +80,7 @@ pub async fn start(config: Config) -> io::Result<App> {
     let (lanes, inboxes) = Lanes::new(config.workers.unwrap_or_else(cores).max(1));
     let shared = Arc::new(Shared {
         lanes: Arc::new(lanes),
-        pools: Arc::new(Pools::new(first, control.source(), Arc::new(ServerLeg::new(servers)))),
+        pools: Arc::new(Pools::new(first, control.source(), ServerLeg::new(servers))),
         identities: Arc::default(),
         statements: Scope::new(registry::random()),
         registry,

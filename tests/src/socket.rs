@@ -46,7 +46,7 @@ impl Socket {
     /// When the socket has no other end.
     pub fn encrypt(&mut self, protocols: &[&str]) -> Result<(), Refused> {
         let leg = LegTls { section: "server_tls", mode: TlsMode::Require, authorities: None, identity: None };
-        let live = Live::<Dialling>::open(Files::of_leg(&leg)).unwrap();
+        let live = Live::<Dialling>::open(Files::of_leg(&leg).unwrap()).unwrap();
         let mut config = rustls::ClientConfig::clone(&live.current().config);
         config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         let mut tls = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();

@@ -96,6 +96,11 @@ pub fn startup<'a>(
     });
 }
 
+/// Appends an SSLRequest.
+pub fn ssl_request(out: &mut Vec<u8>) {
+    put_untyped(out, |b| b.extend_from_slice(&crate::startup::SSL.to_be_bytes()));
+}
+
 /// Appends a CancelRequest.
 pub fn cancel(out: &mut Vec<u8>, pid: u32, key: &[u8]) {
     put_untyped(out, |b| {
@@ -118,6 +123,9 @@ mod tests {
         out.clear();
         startup(&mut out, b"u", b"d", [(&b"a"[..], &b"b"[..])]);
         assert_eq!(out, b"\0\0\0\x1f\0\x03\0\0user\0u\0database\0d\0a\0b\0\0".as_slice());
+        out.clear();
+        ssl_request(&mut out);
+        assert_eq!(out, b"\0\0\0\x08\x04\xd2\x16\x2f");
         out.clear();
         cancel(&mut out, 7, &[1, 2, 3, 4]);
         assert_eq!(out, b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x07\x01\x02\x03\x04");

@@ -31,7 +31,7 @@ impl ClientLeg {
     /// # Errors
     /// They are not good, in words that name file and key.
     pub fn open(leg: &LegTls) -> Result<Self, String> {
-        let live = (leg.mode != TlsMode::Disable).then(|| Live::open(Files::of_leg(leg))).transpose()?;
+        let live = Files::of_leg(leg).map(Live::open).transpose()?;
         Ok(Self { mode: leg.mode, live })
     }
 

@@ -2,7 +2,7 @@
 //! before the answer, and believes nothing that comes before TLS but one byte.
 
 use crate::stream::Stream;
-use helios_pgwire::startup::SSL;
+use helios_pgwire::frontend;
 use helios_tls::dial::in_words;
 use helios_tls::postgres::{ToServers, end_point};
 use rustls::pki_types::ServerName;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// TLS towards servers, as configured.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct ServerLeg(Arc<ToServers>);
 
 /// How a connection was sealed: its cancel requests are sealed in the same way.
@@ -99,10 +99,8 @@ impl Sealing {
 
 /// Sends an SSLRequest and reads the one byte that answers it.
 async fn request(io: &mut Stream) -> io::Result<u8> {
-    let mut message = [0; 8];
-    let (length, code) = message.split_at_mut(4);
-    length.copy_from_slice(&8u32.to_be_bytes());
-    code.copy_from_slice(&SSL.to_be_bytes());
+    let mut message = Vec::new();
+    frontend::ssl_request(&mut message);
     io.write_all(&message).await?;
     io.read_u8().await
 }

@@ -36,7 +36,7 @@ pub struct NodePool {
     /// The node.
     pub node: Arc<Node>,
     /// TLS towards it.
-    pub leg: Arc<ServerLeg>,
+    pub leg: ServerLeg,
     max: AtomicU32,
     busy: AtomicU32,
     /// Connections held by sessions that rest.
@@ -119,10 +119,10 @@ pub struct Counts {
 impl NodePool {
     /// An empty pool.
     #[must_use]
-    pub fn new(node: Arc<Node>, max: u32, (source, leg): (Source, &Arc<ServerLeg>)) -> Arc<Self> {
+    pub fn new(node: Arc<Node>, max: u32, (source, leg): (Source, &ServerLeg)) -> Arc<Self> {
         Arc::new(Self {
             node,
-            leg: Arc::clone(leg),
+            leg: leg.clone(),
             max: AtomicU32::new(max),
             busy: AtomicU32::new(0),
             resting: AtomicU32::new(0),

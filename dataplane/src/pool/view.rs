@@ -39,7 +39,7 @@ pub struct Pools {
     /// Where shares of the nodes' budgets come from.
     source: Source,
     /// TLS towards servers.
-    leg: Arc<ServerLeg>,
+    leg: ServerLeg,
     change: Mutex<()>,
     /// Revision in force, for those who wait for the next.
     revision: watch::Sender<u64>,
@@ -92,7 +92,7 @@ impl View {
 impl Pools {
     /// Pools for a first snapshot.
     #[must_use]
-    pub fn new(snapshot: Arc<Snapshot>, source: Source, leg: Arc<ServerLeg>) -> Self {
+    pub fn new(snapshot: Arc<Snapshot>, source: Source, leg: ServerLeg) -> Self {
         let revision = watch::Sender::new(snapshot.revision);
         let view = bind(snapshot, &[], (source, &leg));
         let (current, change) = (Arc::new(ArcSwap::from_pointee(view)), Mutex::new(()));
@@ -180,7 +180,7 @@ fn cut_superseded(old: &View, new: &View) {
     }
 }
 
-fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>], (source, leg): (Source, &Arc<ServerLeg>)) -> View {
+fn bind(snapshot: Arc<Snapshot>, old: &[Arc<NodePool>], (source, leg): (Source, &ServerLeg)) -> View {
     let (settings, now) = (&snapshot.settings, Instant::now());
     let pool = |state: &NodeState| {
         let node = &state.node;

@@ -401,7 +401,7 @@ impl Login<'_> {
     async fn open(&self, view: &Arc<View>) -> Result<(Slot, Opened), Refusal> {
         let slot = self.place(view).await?;
         let Startup { user, database, params, .. } = self.startup;
-        let to = (slot.pool().node.as_ref(), slot.pool().leg.as_ref());
+        let to = (slot.pool().node.as_ref(), &slot.pool().leg);
         let opened = Opening::start(to, Who { user, database, params }).await;
         let opened = opened.map_err(|e| self.dial_error(slot.pool(), e))?;
         Ok((slot, opened))

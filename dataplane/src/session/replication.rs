@@ -73,7 +73,7 @@ impl Login<'_> {
         if !self.is_private() && !self.may_be_trusted(&view) {
             return Err(self.too_far());
         }
-        let to = (pool.node.as_ref(), pool.leg.as_ref());
+        let to = (pool.node.as_ref(), &pool.leg);
         match Opening::start(to, who).await.map_err(|error| self.dial_error(pool, error))? {
             Opened::Ready(..) if !self.may_be_trusted(&view) => return Err(self.too_trusting()),
             Opened::Ready(server, welcome) => return Ok((server, welcome)),

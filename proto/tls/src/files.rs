@@ -166,22 +166,24 @@ impl Files {
         }
     }
 
-    /// Of a leg that speaks PostgreSQL's protocol.
+    /// Of a leg that speaks PostgreSQL's protocol; `None`: without TLS.
     #[must_use]
-    pub fn of_leg(leg: &LegTls) -> Self {
+    pub fn of_leg(leg: &LegTls) -> Option<Self> {
+        let trust = match leg.mode {
+            TlsMode::Disable => return None,
+            TlsMode::Prefer | TlsMode::Require => Trust::Anyone,
+            TlsMode::VerifyCa => Trust::Authority,
+            TlsMode::VerifyFull => Trust::Name,
+        };
         let named = |path: &Path, key: &str| Named::new(path, key, leg.section);
         let authorities = if leg.section == "client_tls" { "tls_client_ca_file" } else { "tls_ca_file" };
         let identity = leg.identity.as_ref();
-        Self {
+        Some(Self {
             name: leg.section.to_owned(),
             authorities: leg.authorities.as_deref().map(|path| named(path, authorities)),
             identity: identity.map(|(cert, key)| (named(cert, "tls_cert_file"), named(key, "tls_key_file"))),
-            trust: match leg.mode {
-                TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => Trust::Anyone,
-                TlsMode::VerifyCa => Trust::Authority,
-                TlsMode::VerifyFull => Trust::Name,
-            },
-        }
+            trust,
+        })
     }
 
     /// Towards Patroni, if its REST API speaks TLS.

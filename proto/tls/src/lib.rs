@@ -16,7 +16,7 @@ pub use files::{Files, Problem};
 pub use incoming::{Peer, incoming};
 pub use live::{ClientSide, Live, ServerSide};
 
-use helios_proto::config::{Config, TlsMode};
+use helios_proto::config::Config;
 
 /// Checks the certificate files that a configuration names: problems, and as warnings of the configuration what an
 /// operator should know.
@@ -25,7 +25,7 @@ pub fn check(config: &mut Config) -> Vec<String> {
     let servers = [&config.management.tls, &config.discovery.tls].into_iter().flatten();
     let mut all: Vec<Files> = servers.map(Files::of_server).collect();
     let legs = [&config.client_tls, &config.server_tls];
-    all.extend(legs.into_iter().filter(|leg| leg.mode != TlsMode::Disable).map(Files::of_leg));
+    all.extend(legs.into_iter().filter_map(Files::of_leg));
     all.extend(config.spec.health.patroni.as_deref().and_then(Files::of_patroni));
     all.extend(config.control_plane.as_ref().and_then(|plane| plane.tls.as_ref()).map(Files::of_client));
     let mut problems = Vec::new();

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use helios_proto::config::{LegTls, TlsMode};
+use helios_proto::config::LegTls;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -57,7 +57,7 @@ impl ToServers {
     /// # Errors
     /// They are not good, in words that name file and key.
     pub fn open(leg: &LegTls) -> Result<Self, String> {
-        let live = (leg.mode != TlsMode::Disable).then(|| Live::open(Files::of_leg(leg))).transpose()?;
+        let live = Files::of_leg(leg).map(Live::open).transpose()?;
         Ok(Self { live, required: leg.mode.is_required(), verified: leg.mode.verifies() })
     }
 }

@@ -171,7 +171,7 @@ fn a_client_on_another_machine_shows_its_password_over_tls_only() {
 /// A client that begins TLS at once, with these names of protocols.
 fn direct(port: u16, protocols: &[&str]) -> StreamOwned<ClientConnection, TcpStream> {
     let leg = LegTls { section: "server_tls", mode: TlsMode::Require, authorities: None, identity: None };
-    let live = Live::<Dialling>::open(Files::of_leg(&leg)).unwrap();
+    let live = Live::<Dialling>::open(Files::of_leg(&leg).unwrap()).unwrap();
     let mut config = rustls::ClientConfig::clone(&live.current().config);
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     let tls = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();

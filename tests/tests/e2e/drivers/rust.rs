@@ -29,7 +29,7 @@ async fn dial(proxy: &Proxy, sslmode: &str) -> Box<dyn Both> {
     io.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await.unwrap();
     assert_eq!(io.read_u8().await.unwrap(), b'S');
     let leg = LegTls { section: "server_tls", mode: TlsMode::Require, authorities: None, identity: None };
-    let config = Arc::clone(&Live::<Dialling>::open(Files::of_leg(&leg)).unwrap().current().config);
+    let config = Arc::clone(&Live::<Dialling>::open(Files::of_leg(&leg).unwrap()).unwrap().current().config);
     let tls = tokio_rustls::TlsConnector::from(config);
     Box::new(tls.connect("localhost".try_into().unwrap(), io).await.unwrap())
 }
