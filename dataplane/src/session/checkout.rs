@@ -31,6 +31,13 @@ pub struct Lead {
     pub conn: Option<Box<ServerConn>>,
 }
 
+impl Lead {
+    /// Nothing was found out, but that the search goes on since then.
+    const fn since(since: Instant) -> Self {
+        Self { since, choice: None, slot: None, conn: None }
+    }
+}
+
 /// The session's place in the queue of a node's pool; dropping it gives it up.
 pub struct Place {
     pool: Arc<NodePool>,
@@ -59,7 +66,7 @@ impl Session {
         self.refresh(&view);
         let choice = self.choose(&view, tools);
         let revision = view.snapshot.revision;
-        let lead = Lead { since, choice: Some((revision, choice.node)), slot: None, conn: None };
+        let lead = Lead { choice: Some((revision, choice.node)), ..Lead::since(since) };
         let Some((node, pool)) = choice.node.and_then(|i| Some((i, view.pools.get(i)?))) else {
             return self.leave_to_acquire(lead);
         };
@@ -120,11 +127,11 @@ impl Session {
             }
             Outcome::Granted(Grant::Dial(slot)) => {
                 self.leave_queue();
-                self.leave_to_acquire(Lead { since, choice, slot: Some(slot), conn: None })?;
+                self.leave_to_acquire(Lead { choice, slot: Some(slot), ..Lead::since(since) })?;
             }
             Outcome::Retired => {
                 self.leave_queue();
-                self.leave_to_acquire(Lead { since, choice: None, slot: None, conn: None })?;
+                self.leave_to_acquire(Lead::since(since))?;
             }
             Outcome::Expired => {
                 count(&self.worker.counters.acquire_timeouts);
@@ -148,7 +155,7 @@ impl Session {
         if !there || standby != (view.snapshot.primary != Some(node)) {
             let pool = Arc::clone(conn.slot.pool());
             pool.put_back(conn);
-            return self.leave_to_acquire(Lead { since, choice: None, slot: None, conn: None }).map(drop);
+            return self.leave_to_acquire(Lead::since(since)).map(drop);
         }
         self.refresh(&view);
         match conn.adopt(self.worker.id) {
@@ -159,9 +166,9 @@ impl Session {
             }
             Ok(conn) => {
                 let choice = Some((view.snapshot.revision, Some(node)));
-                self.leave_to_acquire(Lead { since, choice, slot: None, conn: Some(conn) }).map(drop)
+                self.leave_to_acquire(Lead { choice, conn: Some(conn), ..Lead::since(since) }).map(drop)
             }
-            Err(_) => self.leave_to_acquire(Lead { since, choice: None, slot: None, conn: None }).map(drop),
+            Err(_) => self.leave_to_acquire(Lead::since(since)).map(drop),
         }
     }
 
