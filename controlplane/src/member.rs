@@ -53,20 +53,9 @@ pub(crate) fn shown(ops: &BTreeMap<NodeName, NodeOps>, name: &NodeName) -> NodeO
 
 impl Member {
     pub fn new(node: Arc<Node>, ops: &BTreeMap<NodeName, NodeOps>) -> Self {
-        let state = NodeState {
-            role: node.role,
-            ops: shown(ops, &node.name),
-            node,
-            health: Health::Unknown,
-            recovered_at: None,
-            latency: None,
-            lag_bytes: None,
-            lag: None,
-            probed_at: None,
-            last_error: None,
-        };
+        let ops = shown(ops, &node.name);
         Self {
-            state,
+            state: NodeState::unknown(node, ops),
             verdict: Verdict::new(),
             facts: None,
             hot_standby: None,

@@ -14,7 +14,7 @@ use crate::registry::Registry;
 use crate::worker::{Shared, TellEvidence};
 use alone::StartArbiter;
 use helios_proto::config::{Config, ControlPlane};
-use helios_proto::model::{Evidence, Health, NodeName, NodeOps, NodeState, Role, Snapshot, Spec};
+use helios_proto::model::{Evidence, NodeName, NodeOps, NodeState, Role, Snapshot, Spec};
 use helios_proto::wire::{Mirror, v1};
 use helios_tls::live::Expires;
 use helios_tls::{ClientSide, Files};
@@ -275,18 +275,7 @@ fn follow_tls(
 
 /// A snapshot of what the file says, older than any from a control plane.
 fn seed(spec: &Spec) -> Snapshot {
-    let state = |node: &Arc<helios_proto::model::Node>| NodeState {
-        node: Arc::clone(node),
-        ops: NodeOps::default(),
-        role: node.role,
-        health: Health::Unknown,
-        recovered_at: None,
-        latency: None,
-        lag_bytes: None,
-        lag: None,
-        probed_at: None,
-        last_error: None,
-    };
+    let state = |node: &Arc<_>| NodeState::unknown(Arc::clone(node), NodeOps::default());
     Snapshot {
         revision: 0,
         config_revision: 0,

@@ -116,6 +116,25 @@ pub struct NodeState {
     pub last_error: Option<Arc<str>>,
 }
 
+impl NodeState {
+    /// A node that nothing is known of beyond its configuration.
+    #[must_use]
+    pub fn unknown(node: Arc<Node>, ops: NodeOps) -> Self {
+        Self {
+            role: node.role,
+            node,
+            ops,
+            health: Health::Unknown,
+            recovered_at: None,
+            latency: None,
+            lag_bytes: None,
+            lag: None,
+            probed_at: None,
+            last_error: None,
+        }
+    }
+}
+
 /// When a session gives its server connection back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PoolMode {

@@ -66,18 +66,7 @@ fn first() -> Snapshot {
 }
 
 fn state(node: &Arc<helios_proto::model::Node>) -> NodeState {
-    NodeState {
-        node: Arc::clone(node),
-        ops: NodeOps::default(),
-        role: node.role,
-        health: Health::Unknown,
-        recovered_at: None,
-        latency: None,
-        lag_bytes: None,
-        lag: None,
-        probed_at: None,
-        last_error: None,
-    }
+    NodeState::unknown(Arc::clone(node), NodeOps::default())
 }
 
 /// The next snapshot: another configuration, a mark on a node, or a node's health.

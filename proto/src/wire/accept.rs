@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::v1::{self, resource::Body};
 use super::{check, send, words};
 use crate::model::{
-    Authority, Health, HealthSettings, Hold, Node, NodeName, NodeOps, NodeState, Role, Settings, Snapshot,
+    Authority, HealthSettings, Hold, Node, NodeName, NodeOps, NodeState, Role, Settings, Snapshot,
     TopologyKey,
 };
 
@@ -299,7 +299,7 @@ fn states(
     for (node, ops) in configured {
         nodes.push(match sent.get(node.name.as_str()) {
             Some(state) => state_of(node, *ops, state, now)?,
-            None => unknown_state(node, *ops),
+            None => NodeState::unknown(Arc::clone(node), *ops),
         });
     }
     let named = topology.primary.as_str();
@@ -327,21 +327,6 @@ fn state_of(
         lag: sent.lag_us.map(Duration::from_micros),
         probed_at: ago(sent.probed_us_ago),
         last_error: Some(sent.last_error.as_str()).filter(|text| !text.is_empty()).map(Into::into),
-        ..unknown_state(node, ops)
+        ..NodeState::unknown(Arc::clone(node), ops)
     })
-}
-
-fn unknown_state(node: &Arc<Node>, ops: NodeOps) -> NodeState {
-    NodeState {
-        node: Arc::clone(node),
-        ops,
-        role: node.role,
-        health: Health::Unknown,
-        recovered_at: None,
-        latency: None,
-        lag_bytes: None,
-        lag: None,
-        probed_at: None,
-        last_error: None,
-    }
 }
