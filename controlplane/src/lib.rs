@@ -22,6 +22,8 @@ mod cluster;
 mod coordinator;
 pub mod core;
 mod counts;
+#[cfg(test)]
+mod dice;
 mod document;
 mod fanout;
 pub mod feed;

@@ -7,6 +7,7 @@
 
 use super::*;
 use crate::authority::Holder;
+use crate::dice::Dice;
 use crate::health::FailureKind;
 use helios_proto::config;
 use std::collections::VecDeque;
@@ -19,23 +20,6 @@ const SEEDS: u64 = 4_000;
 const STEPS: u32 = 150;
 /// Rounds of probes after which a lone primary must be known: a node that was down needs two good ones.
 const ROUNDS: u32 = 4;
-
-/// Numbers that a seed determines (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-
-    fn node(&mut self) -> usize {
-        usize::try_from(self.below(4)).unwrap()
-    }
-}
 
 /// A server as it really is.
 #[derive(Debug, Clone, Copy)]
@@ -262,7 +246,7 @@ impl World {
     }
 
     fn step(&mut self) {
-        let at = self.dice.node();
+        let at = usize::try_from(self.dice.below(4)).unwrap();
         self.now += Duration::from_millis(self.dice.below(400));
         match self.dice.below(100) {
             0..45 => {

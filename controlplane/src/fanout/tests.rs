@@ -2,31 +2,15 @@
 //! The data plane is the real one's [`Mirror`]; the network loses, repeats and swaps, as a seed says.
 
 use super::*;
+use crate::dice::Dice;
 use helios_proto::config;
 use helios_proto::model::{Health, NodeOps, Role};
 use helios_proto::wire::{Mirror, Verdict};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
-/// Numbers that a seed determines (splitmix64).
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-
-    fn one_in(&mut self, many: u64) -> bool {
-        self.below(many) == 0
-    }
-}
-
 /// A configuration by a few random choices.
-fn text(rng: &mut Rng) -> String {
+fn text(rng: &mut Dice) -> String {
     let mut text = format!("[pool_mode]\nmax_pool_size = {}\n", 10 + rng.below(3));
     for user in 0..rng.below(5) {
         text += &format!("[[users]]\nname = \"u{user}\"\npassword = \"p{}\"\n", rng.below(2));
@@ -70,7 +54,7 @@ fn state(node: &Arc<helios_proto::model::Node>) -> NodeState {
 }
 
 /// The next snapshot: another configuration, a mark on a node, or a node's health.
-fn next(rng: &mut Rng, before: &Snapshot) -> Snapshot {
+fn next(rng: &mut Dice, before: &Snapshot) -> Snapshot {
     let mut next = before.clone();
     next.revision += 1;
     match rng.below(3) {
@@ -102,7 +86,7 @@ struct World {
     mirror: Mirror,
     force: Snapshot,
     strange: u32,
-    rng: Rng,
+    rng: Dice,
     resyncs: u32,
     again: u32,
 }
@@ -119,7 +103,7 @@ impl World {
             mirror: Mirror::default(),
             force,
             strange: 0,
-            rng: Rng(seed),
+            rng: Dice(seed),
             resyncs: 0,
             again: 0,
         }
