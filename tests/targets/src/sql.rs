@@ -105,8 +105,23 @@ fn coarse(token: &Token) -> Coarse {
     }
 }
 
+/// Whether a word of ours is inside a token of theirs that is none of the words: an exponent, the digits of another base.
+fn is_in_number(token: &Token, theirs: &[Theirs]) -> bool {
+    let around = |other: &Theirs| other.range.start < token.range.start && token.range.end <= other.range.end;
+    token.kind == TokenKind::Word && theirs.iter().any(|other| other.kind == Coarse::Rest && around(other))
+}
+
+/// A token of ours as theirs would be: `N'…'` is the keyword NCHAR, and a string.
+fn as_theirs(text: &[u8], token: &Token) -> impl Iterator<Item = Theirs> {
+    let Range { start, end } = token.range;
+    let national = token.kind == TokenKind::String && text[start].eq_ignore_ascii_case(&b'n');
+    let word = national.then(|| Theirs { range: start..start + 1, kind: Coarse::Name });
+    let rest = Theirs { range: start + usize::from(national)..end, kind: coarse(token) };
+    word.into_iter().chain([rest])
+}
+
 /// What of their strings, comments, names and semicolons is not where ours are: those decide what a text does. Numbers
-/// and operators are cut elsewhere on purpose, and what follows a number without a space is refused by PostgreSQL.
+/// and operators are cut elsewhere on purpose.
 ///
 /// # Panics
 /// When our tokens do not cover the text.
@@ -115,7 +130,8 @@ pub fn differs(text: &[u8], theirs: &[Theirs]) -> Option<String> {
     let (ours, _) = tokens(text, true);
     let ours: Vec<_> = ours
         .iter()
-        .map(|token| Theirs { range: token.range.clone(), kind: coarse(token) })
+        .filter(|token| !is_in_number(token, theirs))
+        .flat_map(|token| as_theirs(text, token))
         .filter(|token| token.kind != Coarse::Rest)
         .collect();
     let theirs: Vec<_> = theirs.iter().filter(|token| token.kind != Coarse::Rest).cloned().collect();
