@@ -43,7 +43,8 @@ pub use raw::{Message, Raw};
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const SPAN: u16 = 11_000;
-    let start = u16::try_from(std::process::id() % u32::from(SPAN)).unwrap();
+    // Processes that start together begin far from each other.
+    let start = u16::try_from(std::process::id().wrapping_mul(101) % u32::from(SPAN)).unwrap();
     for _ in 0..SPAN {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 20_000 + start.wrapping_add(step) % SPAN;
