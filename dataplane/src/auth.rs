@@ -3,8 +3,10 @@
 
 pub mod hba;
 pub mod query;
+pub mod relays;
 
 use self::query::LookUp;
+use self::relays::Relays;
 use crate::registry::random;
 use crate::server::Credential;
 use crate::server::credential::{Derived, Password};
@@ -55,6 +57,8 @@ pub struct Auth {
     epoch: AtomicU64,
     /// For `auth_query`.
     pub look_up: LookUp,
+    /// For logins that are passed on to a server.
+    pub relays: Relays,
     /// What the salt of a role that does not exist is made of.
     mock: OnceLock<[u8; 32]>,
 }

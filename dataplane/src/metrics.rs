@@ -62,6 +62,8 @@ pub struct Counters {
     pub clients: AtomicU64,
     /// Logins refused.
     pub logins_refused: AtomicU64,
+    /// Logins passed on to a server, whose sessions share no connection.
+    pub logins_relayed: AtomicU64,
     /// Sessions open.
     pub sessions: AtomicU64,
     /// Sessions that went to another worker.
@@ -318,6 +320,7 @@ fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], serving: usi
     plain("client_connections_total", "Client connections accepted.", sum(workers, |w| &w.clients));
     plain("sessions_moved_total", "Sessions that went to another worker.", sum(workers, |w| &w.moved));
     plain("logins_refused_total", "Logins refused.", sum(workers, |w| &w.logins_refused));
+    plain("logins_relayed_total", "Logins passed on to a server.", sum(workers, |w| &w.logins_relayed));
     let reasons = Reason::ALL.iter().enumerate().map(|(at, reason)| {
         let each = workers.iter().filter_map(|w| w.reasons.get(at)).map(|cell| cell.load(Ordering::Relaxed));
         counter(&[("reason", reason.word())], each.fold(0, u64::wrapping_add))

@@ -149,7 +149,15 @@ impl Raw {
     /// When nobody listens there.
     #[must_use]
     pub fn connect(port: u16) -> Self {
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        Self::connect_to(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    /// The same at another address.
+    ///
+    /// # Panics
+    /// When nobody answers.
+    #[must_use]
+    pub fn connect_to(address: SocketAddr) -> Self {
         let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream: Socket::Plain(stream), buffer: Vec::new(), closed: false }

@@ -26,6 +26,13 @@ pub enum Need {
         /// PBKDF2 rounds.
         iterations: u32,
     },
+    /// Somebody else to see this message of the backend: call [`Login::passes`] with what it answers, unless it is the last.
+    Show {
+        /// The authentication request, header included.
+        message: Vec<u8>,
+        /// Nothing is to be answered.
+        last: bool,
+    },
     /// Nothing: the backend is ready for its first query.
     Done(Box<Welcome>),
 }
@@ -93,6 +100,10 @@ pub enum LoginError {
 enum State {
     Waiting,
     AskedFor(Asked),
+    /// Somebody else goes through the SCRAM exchange, and has begun it, or has been shown what to prove.
+    Relayed {
+        proved: bool,
+    },
     ClientFirst(ClientFirst),
     Challenge(Challenge),
     Expected(Expected),
@@ -199,10 +210,27 @@ impl Login {
         Ok(out)
     }
 
+    /// Somebody else answers the backend from here on, with the body of this message. What it proves, and whether the
+    /// backend proves anything to it, is not looked at.
+    ///
+    /// # Errors
+    /// [`LoginError::Protocol`] when there is nothing to answer.
+    pub fn passes(&mut self, body: &[u8]) -> Result<Vec<u8>, LoginError> {
+        self.state = match &self.state {
+            State::AskedFor(Asked::Scram) => State::Relayed { proved: false },
+            State::Relayed { proved: false } => State::Relayed { proved: true },
+            State::AskedFor(_) => State::Waiting,
+            _ => return Err(LoginError::Protocol("nothing to answer")),
+        };
+        let mut out = Vec::new();
+        frontend::password(&mut out, body, false);
+        Ok(out)
+    }
+
     fn message(&mut self, tag: u8, message: &[u8]) -> Result<Option<Need>, LoginError> {
         let body = message.get(5..).unwrap_or_default();
         match tag {
-            b'R' => self.auth(body),
+            b'R' => self.auth(message, body),
             b'E' => Err(self.refused(message, body)),
             b'N' => Ok(None),
             b'v' => Err(LoginError::Protocol("version negotiation for protocol 3.0")),
@@ -231,7 +259,7 @@ impl Login {
         matches!(self.state, State::Authenticated)
     }
 
-    fn auth(&mut self, body: &[u8]) -> Result<Option<Need>, LoginError> {
+    fn auth(&mut self, message: &[u8], body: &[u8]) -> Result<Option<Need>, LoginError> {
         let request = AuthRequest::parse(body).ok_or(LoginError::Protocol("authentication request"))?;
         let state = std::mem::replace(&mut self.state, State::Waiting);
         let (next, need) = match (state, request) {
@@ -254,6 +282,12 @@ impl Login {
             (State::Expected(expected), AuthRequest::SaslFinal(data)) => {
                 expected.check(data)?;
                 (State::ScramDone, None)
+            }
+            (state @ State::Relayed { proved: false }, AuthRequest::SaslContinue(_)) => {
+                (state, Some(Need::Show { message: message.to_vec(), last: false }))
+            }
+            (State::Relayed { proved: true }, AuthRequest::SaslFinal(_)) => {
+                (State::ScramDone, Some(Need::Show { message: message.to_vec(), last: true }))
             }
             (_, AuthRequest::Other(code)) => return Err(LoginError::Unsupported(code.to_string())),
             _ => return Err(LoginError::Protocol("authentication request out of order")),
@@ -343,6 +377,41 @@ mod tests {
         auth(&mut buf, 10, b"SCRAM-SHA-256-PLUS\0\0");
         let refused = Login::new().advance(&mut buf);
         assert!(matches!(refused, Err(LoginError::Unsupported(_))), "not without TLS");
+    }
+
+    #[test]
+    fn what_somebody_else_proves_is_passed_on_in_order() {
+        let asked = || {
+            let (mut login, mut buf) = (Login::new(), Vec::new());
+            auth(&mut buf, 10, b"SCRAM-SHA-256\0\0");
+            assert!(matches!(login.advance(&mut buf), Ok(Need::Credential(Asked::Scram))));
+            (login, buf)
+        };
+        let (mut login, mut buf) = asked();
+        assert_eq!(login.passes(b"first").unwrap(), b"p\0\0\0\x09first");
+        auth(&mut buf, 11, b"challenge");
+        let shown = buf.clone();
+        let Ok(Need::Show { message, last: false }) = login.advance(&mut buf) else { panic!() };
+        assert_eq!(message, shown);
+        login.passes(b"proof").unwrap();
+        auth(&mut buf, 12, b"signature");
+        auth(&mut buf, 0, b"");
+        ready_for_query(&mut buf, TxStatus::Idle);
+        assert!(matches!(login.advance(&mut buf), Ok(Need::Show { last: true, .. })));
+        assert!(matches!(login.advance(&mut buf), Ok(Need::Done(_))));
+
+        // Neither side may skip a step.
+        for early in [0, 12] {
+            let (mut login, mut buf) = asked();
+            login.passes(b"first").unwrap();
+            auth(&mut buf, early, b"");
+            assert!(matches!(login.advance(&mut buf), Err(LoginError::Protocol(_))), "{early}");
+        }
+        let (mut login, _) = asked();
+        login.passes(b"first").unwrap();
+        login.passes(b"proof").unwrap();
+        assert!(login.passes(b"more").is_err());
+        assert!(Login::new().passes(b"p").is_err());
     }
 
     #[test]

@@ -57,6 +57,18 @@ pub enum LookUpError {
     Query(#[from] io::Error),
 }
 
+impl LookUpError {
+    /// Whether there may be an answer in a moment.
+    #[must_use]
+    pub fn is_for_now(&self) -> bool {
+        match self {
+            Self::NoNode => true,
+            Self::Dial(error) => error.is_for_now(),
+            Self::Query(_) => false,
+        }
+    }
+}
+
 impl LookUp {
     /// Asks the primary, and if it has no answer the other nodes that are up.
     ///

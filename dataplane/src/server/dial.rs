@@ -2,6 +2,7 @@
 //! Never retries and never chooses a node.
 
 use super::credential::Credential;
+use crate::descriptors::ran_out;
 use crate::legs::{Sealing, SecureError, ServerLeg, shown};
 use crate::stream::Stream;
 use helios_pgwire::frontend;
@@ -52,6 +53,18 @@ pub enum DialError {
     NoCredential(&'static str),
 }
 
+impl DialError {
+    /// Whether the node may well give a connection in a moment: it is not reached, or it starts, stops or recovers.
+    #[must_use]
+    pub fn is_for_now(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => !ran_out(source),
+            Self::Login(LoginError::Refused { sqlstate, .. }) => sqlstate == "57P03" || sqlstate == "57P01",
+            Self::Login(_) | Self::Tls { .. } | Self::NoCredential(_) => false,
+        }
+    }
+}
+
 /// A connection whose login has begun.
 pub struct Opening {
     io: Stream,
@@ -70,6 +83,21 @@ pub enum Opened {
     Ready(Secured, Box<Welcome>),
     /// It asks for this.
     Asked(Box<Opening>, Asked),
+}
+
+/// What a backend made of somebody else's answer.
+pub enum Passed {
+    /// It says this in turn.
+    Show {
+        /// The login goes on.
+        opening: Box<Opening>,
+        /// The message, header included.
+        message: Vec<u8>,
+        /// Nothing is to be answered: [`Opening::shows`] goes on.
+        last: bool,
+    },
+    /// Logged in.
+    Ready(Secured, Box<Welcome>),
 }
 
 /// Who to log in as, and with which startup parameters.
@@ -171,6 +199,29 @@ impl Opening {
                 }
                 _ => return Err(LoginError::Protocol("login out of order").into()),
             }
+        }
+    }
+
+    /// Passes on the body of somebody else's answer to the backend, and reads on until the backend wants that one to see
+    /// something, or is ready.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn pass(mut self: Box<Self>, body: &[u8]) -> Result<Passed, DialError> {
+        let bytes = Zeroizing::new(self.login.passes(body)?);
+        self.send(&bytes).await?;
+        self.shows().await
+    }
+
+    /// Reads on after the last thing that somebody else had to see.
+    ///
+    /// # Errors
+    /// See [`DialError`].
+    pub async fn shows(mut self: Box<Self>) -> Result<Passed, DialError> {
+        match self.next().await? {
+            Need::Done(welcome) => Ok(Passed::Ready((self.io, self.sealing), welcome)),
+            Need::Show { message, last } => Ok(Passed::Show { opening: self, message, last }),
+            _ => Err(LoginError::Protocol("login out of order").into()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Getting a server connection when there is none at hand: wait in the queue, dial, wait for a primary, give up with
 //! the right SQLSTATE. Runs only off the hot path. Never sends a byte of the client.
 
-use crate::descriptors::ran_out;
+use super::patience::Patience;
 use crate::pool::node::Request;
 use crate::pool::sweep::open;
 use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter, wait};
@@ -13,12 +13,7 @@ use helios_pgwire::login::LoginError;
 use helios_pgwire::{PgError, Severity};
 use helios_proto::model::{Evidence, Health};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// First pause before a node that gave no connection is asked again; doubles up to [`LONGEST_PAUSE`].
-const PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause before a node is asked again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+use std::time::Instant;
 
 /// What a search for a server connection ended with, short of one.
 #[derive(Debug)]
@@ -34,10 +29,9 @@ pub struct Seeker<'a> {
     worker: &'a Arc<Worker>,
     identity: &'a Arc<Identity>,
     waiter: Arc<Waiter>,
-    started: Instant,
-    pause: Duration,
-    /// Revision of the snapshot looked at last.
-    seen: u64,
+    patience: Patience,
+    /// How often a node that was chosen could not be reached.
+    misses: usize,
     /// The right to open a connection, from before the search.
     slot: Option<Slot>,
     /// Settings that the connection is to have.
@@ -79,9 +73,8 @@ impl<'a> Seeker<'a> {
             worker,
             identity,
             waiter,
-            started: Instant::now(),
-            pause: PAUSE,
-            seen: 0,
+            patience: Patience::since(Instant::now()),
+            misses: 0,
             slot: None,
             settings: None,
         }
@@ -90,7 +83,7 @@ impl<'a> Seeker<'a> {
     /// The search began earlier, and has perhaps got the right to open a connection already.
     #[must_use]
     pub fn begun(self, started: Instant, slot: Option<Slot>) -> Self {
-        Self { started, slot, ..self }
+        Self { patience: Patience::since(started), slot, ..self }
     }
 
     /// The connection is to have these settings.
@@ -108,14 +101,13 @@ impl<'a> Seeker<'a> {
         mut choose: impl FnMut(&View) -> Option<usize>,
     ) -> Result<(usize, Arc<View>, Box<ServerConn>), Failure> {
         loop {
-            let view = self.worker.shared.pools.view();
-            self.seen = view.snapshot.revision;
+            let view = self.patience.look(&self.worker.shared.pools);
             let node = choose(&view);
             let Some((node, pool)) = node.and_then(|i| Some((i, view.pools.get(i)?))) else {
                 self.hold(&view).await?;
                 continue;
             };
-            let timeout = view.settings().pool.acquire_timeout.saturating_sub(self.started.elapsed());
+            let timeout = view.settings().pool.acquire_timeout.saturating_sub(self.patience.elapsed());
             let (identity, waiter) = (self.identity, &self.waiter);
             let settings = self.settings.as_ref();
             let request = Request { identity, waiter, settings, caps: view.caps(identity), timeout };
@@ -137,7 +129,7 @@ impl<'a> Seeker<'a> {
                         return Ok((node, view, conn));
                     }
                 }
-                Outcome::Retired => self.rest().await,
+                Outcome::Retired => self.patience.rest(&self.worker.shared.pools).await,
                 Outcome::Expired => return Err(Failure::Statement(Box::new(timed_out(Severity::Error)))),
             }
         }
@@ -175,7 +167,7 @@ impl<'a> Seeker<'a> {
             Ok(conn) => Ok(Some(conn)),
             Err(error) => match self.judge(&error, &pool, view, node) {
                 Next::Retry => {
-                    self.rest().await;
+                    self.patience.rest(&self.worker.shared.pools).await;
                     Ok(None)
                 }
                 Next::Fail(failure) => Err(failure),
@@ -183,11 +175,11 @@ impl<'a> Seeker<'a> {
         }
     }
 
-    fn judge(&self, error: &DialError, pool: &NodePool, view: &View, node: usize) -> Next {
+    fn judge(&mut self, error: &DialError, pool: &NodePool, view: &View, node: usize) -> Next {
         let name = &pool.node.name;
         let primary = view.snapshot.primary == Some(node);
         let settings = view.settings();
-        let late = self.started.elapsed() >= settings.pool.acquire_timeout;
+        let late = self.patience.elapsed() >= settings.pool.acquire_timeout;
         tracing::debug!(node = %name, %error, "could not open a server connection");
         match error {
             DialError::Login(LoginError::Refused { sqlstate, .. }) if sqlstate == "53300" => {
@@ -198,28 +190,30 @@ impl<'a> Seeker<'a> {
                 pool.suspect();
                 return Next::Retry;
             }
-            DialError::Login(LoginError::Refused { sqlstate, raw, .. }) => {
-                if sqlstate != "57P03" && sqlstate != "57P01" {
-                    return Next::Fail(Failure::Session(raw.clone()));
-                }
+            error if error.is_for_now() => {}
+            DialError::Login(LoginError::Refused { raw, .. }) => {
+                return Next::Fail(Failure::Session(raw.clone()));
             }
             DialError::Login(_) | DialError::NoCredential(_) | DialError::Tls { .. } => {
                 tracing::warn!(node = %name, %error, "could not log in on a node");
                 let text = format!("could not log in on node \"{name}\"");
                 return Next::Fail(Failure::Statement(Box::new(PgError::error("08006", text))));
             }
-            // That says nothing about the node.
-            DialError::Io { source, .. } if ran_out(source) => {
+            // The proxy has no descriptors: that says nothing about the node.
+            DialError::Io { .. } => {
                 return if late { Next::Fail(no_descriptors()) } else { Next::Retry };
             }
-            DialError::Io { .. } => {}
         }
         pool.suspect();
         (self.worker.shared.evidence)(name, Evidence::ConnectFailed);
-        if self.started.elapsed() < settings.write_timeout {
+        self.misses = self.misses.saturating_add(1);
+        if self.patience.elapsed() < settings.write_timeout {
             Next::Retry
         } else if primary {
             Next::Fail(no_primary())
+        } else if self.misses <= view.pools.len() {
+            // It took as long as that to find out, and another node may be a step away.
+            Next::Retry
         } else {
             let text = format!("node \"{name}\" cannot be reached");
             Next::Fail(Failure::Statement(Box::new(PgError::error("08006", text))))
@@ -228,20 +222,10 @@ impl<'a> Seeker<'a> {
 
     /// No node can take the statement now: wait a little, up to the write timeout.
     async fn hold(&mut self, view: &View) -> Result<(), Failure> {
-        if self.started.elapsed() >= view.settings().write_timeout {
+        if self.patience.elapsed() >= view.settings().write_timeout {
             return Err(no_primary());
         }
-        self.rest().await;
+        self.patience.rest(&self.worker.shared.pools).await;
         Ok(())
-    }
-
-    /// A pause, which a newer snapshot ends: it may name another node.
-    async fn rest(&mut self) {
-        let pools = Arc::clone(&self.worker.shared.pools);
-        tokio::select! {
-            biased;
-            () = pools.newer_than(self.seen) => {}
-            () = tokio::time::sleep(self.pause) => self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE),
-        }
     }
 }

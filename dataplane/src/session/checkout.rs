@@ -2,6 +2,7 @@
 //! own poll watches. What must be dialled, or waited for outside a queue, is left to `acquire`. Never awaits.
 
 use super::acquire::timed_out;
+use super::core::Ending;
 use super::drive::{Session, Step};
 use crate::metrics::count;
 use crate::pool::identity::Greeting;
@@ -12,7 +13,7 @@ use crate::server::ServerConn;
 use crate::server::settings::same;
 use crate::worker::Tools;
 use helios_pgwire::{PgError, Severity};
-use helios_proto::model::ReadYourWrites;
+use helios_proto::model::{PoolMode, ReadYourWrites};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -65,6 +66,9 @@ impl Session {
         let view = tools.view();
         self.refresh(&view);
         let choice = self.choose(&view, tools);
+        if self.alone {
+            return self.take_own(&view);
+        }
         let revision = view.snapshot.revision;
         let lead = Lead { choice: Some((revision, choice.node)), ..Lead::since(since) };
         let Some((node, pool)) = choice.node.and_then(|i| Some((i, view.pools.get(i)?))) else {
@@ -100,6 +104,24 @@ impl Session {
                 Ok(false)
             }
         }
+    }
+
+    /// The connection that the login was passed on to; without it there is none.
+    fn take_own(&mut self, view: &View) -> Result<bool, Step> {
+        let end = |error: PgError| Err(Step::Ended(Ending::Error(Box::new(error))));
+        if view.snapshot.hold.as_ref().is_some_and(|hold| hold.until > Instant::now()) {
+            // The planned change of primary would end the session anyway.
+            return end(PgError::fatal("57P01", "terminating connection due to administrator command"));
+        }
+        let Some(mut conn) = self.own.take().filter(|conn| !conn.slot.pool().is_down()) else {
+            return end(PgError::fatal("08006", "connection to the server was lost"));
+        };
+        let node = view.pools.iter().position(|pool| Arc::ptr_eq(pool, conn.slot.pool()));
+        let (Some(node), Ok(conn)) = (node.filter(|_| conn.is_alive()), conn.adopt(self.worker.id)) else {
+            return end(PgError::fatal("08006", "connection to the server was lost"));
+        };
+        self.bind(conn, node, view);
+        Ok(true)
     }
 
     fn leave_to_acquire(&mut self, lead: Lead) -> Result<bool, Step> {
@@ -270,6 +292,9 @@ impl Session {
         if self.settings_of != view.snapshot.revision {
             self.settings = view.session_settings(&self.identity.user, &self.identity.database);
             self.settings_of = view.snapshot.revision;
+            if self.alone {
+                self.settings.mode = PoolMode::Session;
+            }
             self.core.set_mode(self.settings.mode);
         }
     }

@@ -1,24 +1,20 @@
-//! Logging a client in (DESIGN, "Who may log in"): known roles prove themselves to the proxy by SCRAM, unknown ones
-//! to the backend with their clear password, asked only on this machine. Ends with a session or a refusal; never
-//! lets a client in without a proof, however warm the pool.
+//! Logging a client in (DESIGN, "Who may log in"): known roles prove themselves to the proxy by SCRAM, of unknown ones the
+//! backend judges (`judge`). Ends with a session or a refusal; never lets a client in without a proof, however warm the
+//! pool.
 
 use super::acquire::Seeker;
+use super::judge::{Way, longest};
+use super::patience::Patience;
 use super::startup::Lobby;
 use crate::auth::hba::{Applicant, admit};
-use crate::auth::query::Found;
-use crate::auth::{Known, Proof, Tried};
-use crate::descriptors::ran_out;
-use crate::pool::node::Request;
-use crate::pool::sweep::established;
-use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter};
+use crate::auth::query::{Found, LookUpError};
+use crate::auth::{Known, Proof};
+use crate::pool::{Identity, View, Waiter};
 use crate::registry::{Registered, random};
-use crate::server::Credential;
-use crate::server::credential::Password;
-use crate::server::dial::{DialError, Opened, Opening, Who};
-use crate::worker::Worker;
+use crate::server::{Credential, ServerConn};
+use crate::worker::{Shared, Worker};
 use helios_pgwire::backend::{self, TxStatus};
 use helios_pgwire::frame::{MAX_AUTH, MAX_SASL, take_cstr};
-use helios_pgwire::login::{Asked, LoginError};
 use helios_pgwire::scram::{MECHANISM, MECHANISM_PLUS, Offer, ScramError, ServerFirst, Verifier};
 use helios_pgwire::startup::{Replication, Startup, agreed};
 use helios_pgwire::{PgError, md5};
@@ -27,6 +23,7 @@ use helios_proto::model::{AuthQuery, HbaMethod, UserProof};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
@@ -71,6 +68,8 @@ pub struct LoggedIn {
     pub identity: Arc<Identity>,
     /// The session's cancel key.
     pub registered: Registered,
+    /// The only server connection that the session can have.
+    pub own: Option<Box<ServerConn>>,
 }
 
 /// A login in progress.
@@ -106,17 +105,26 @@ impl Login<'_> {
     /// # Errors
     /// See [`Refusal`]; what must be told has not been sent.
     pub async fn run(mut self, counted: &mut crate::limits::Counted) -> Result<LoggedIn, Refusal> {
-        let view = self.worker.shared.pools.view();
-        let (credential, epoch) = self.authenticate(&view).await?;
+        let view = self.view().await?;
+        let way = match self.by_knowledge(&view).await? {
+            Some(proved) => Way::Pooled(proved),
+            None => self.by_backend(&view).await?,
+        };
         counted.login(&view.settings().limits, &self.startup.user, &self.startup.database)?;
         let mut out = Vec::new();
         backend::auth(&mut out, 0, b"");
         self.lobby.send(&out).await?;
         let Startup { user, database, params, .. } = self.startup;
-        let identity = self.worker.shared.identities.get(user, database, params.clone(), epoch, &credential);
+        let (identity, own) = match way {
+            Way::Pooled((credential, epoch)) => {
+                let identities = &self.worker.shared.identities;
+                (identities.get(user, database, params.clone(), epoch, &credential), None)
+            }
+            Way::Relayed(conn) => (Arc::clone(&conn.identity), Some(conn)),
+        };
         let registered = self.worker.shared.registry.register(agreed(self.startup.version));
         self.welcome(&identity, &registered).await?;
-        Ok(LoggedIn { identity, registered })
+        Ok(LoggedIn { identity, registered, own })
     }
 
     /// What PostgreSQL says between the proof and the first query, in the backend's own words.
@@ -130,13 +138,6 @@ impl Login<'_> {
         backend::key_data(&mut out, registered.handle.pid, &registered.handle.key);
         backend::ready_for_query(&mut out, TxStatus::Idle);
         Ok(self.lobby.send(&out).await?)
-    }
-
-    async fn authenticate(&mut self, view: &Arc<View>) -> Result<Proved, Refusal> {
-        match self.by_knowledge(view).await? {
-            Some(proved) => Ok(proved),
-            None => self.by_backend(view).await,
-        }
     }
 
     /// A proof that the proxy can check by itself; `None`: only the backend knows the role.
@@ -154,7 +155,7 @@ impl Login<'_> {
             return self.by_configuration(known).await.map(Some);
         }
         if let Some(query) = &settings.auth.query {
-            return self.by_query(query, view).await.map(Some);
+            return self.by_query(query).await.map(Some);
         }
         let ttl = view.settings().auth.proof_ttl;
         match shared.auth.learned(user, database, ttl) {
@@ -209,7 +210,7 @@ impl Login<'_> {
         self.peer.to_canonical().is_loopback()
     }
 
-    fn wrong(&self) -> Refusal {
+    pub(super) fn wrong(&self) -> Refusal {
         let user = String::from_utf8_lossy(&self.startup.user).into_owned();
         PgError::fatal("28P01", format!("password authentication failed for user \"{user}\"")).into()
     }
@@ -235,10 +236,10 @@ impl Login<'_> {
     }
 
     /// The role is looked up. One that is not there goes through the same exchange, and never proves itself.
-    async fn by_query(&mut self, query: &AuthQuery, view: &View) -> Result<Proved, Refusal> {
+    async fn by_query(&mut self, query: &AuthQuery) -> Result<Proved, Refusal> {
         let shared = Arc::clone(&self.worker.shared);
         let user = &self.startup.user;
-        match shared.auth.look_up.find(query, view, user).await {
+        match self.look_up(query).await {
             Ok(Found::Scram(verifier)) => {
                 let known = shared.auth.known(user, UserProof::ScramVerifier(verifier)).await;
                 self.by_configuration(known.ok_or_else(|| self.wrong())?).await
@@ -251,6 +252,21 @@ impl Login<'_> {
             Err(error) => {
                 tracing::warn!(%error, "could not look a role up");
                 Err(PgError::fatal("57P03", "the role cannot be looked up on any server").into())
+            }
+        }
+    }
+
+    /// Waits for a node that can be asked.
+    async fn look_up(&self, query: &AuthQuery) -> Result<Found, LookUpError> {
+        let Shared { pools, auth, .. } = self.worker.shared.as_ref();
+        let mut patience = Patience::since(Instant::now());
+        loop {
+            let view = patience.look(pools);
+            match auth.look_up.find(query, &view, &self.startup.user).await {
+                Err(error) if error.is_for_now() && patience.elapsed() < longest(view.settings()) => {
+                    patience.rest(pools).await;
+                }
+                found => return found,
             }
         }
     }
@@ -352,149 +368,6 @@ impl Login<'_> {
             Some((0, [])) => Err(PgError::fatal("28P01", "empty password returned by client").into()),
             Some((0, password)) if !password.contains(&0) => Ok(Zeroizing::new(password.to_vec())),
             _ => Err(PgError::fatal("08P01", "invalid password packet size").into()),
-        }
-    }
-
-    /// The backend judges: a connection shows what it asks for, then the client is asked, then another connection tries
-    /// the answer. None is kept in between: a client that has proved nothing must not hold a place of the pool.
-    async fn by_backend(&mut self, view: &Arc<View>) -> Result<Proved, Refusal> {
-        if !self.is_private() && !self.may_be_trusted(view) {
-            return Err(self.too_far());
-        }
-        let Startup { user, database, params, .. } = self.startup;
-        let (mut slot, mut opened) = self.open(view).await?;
-        let mut credential = None;
-        if matches!(opened, Opened::Asked(..)) {
-            if !self.is_private() {
-                return Err(self.too_far());
-            }
-            drop(opened);
-            drop(slot);
-            let password = self.password().await?;
-            credential = Some(Arc::new(Credential::Password(Password::new(password))));
-            (slot, opened) = self.open(view).await?;
-        }
-        if credential.is_none() && !self.may_be_trusted(view) {
-            return Err(self.too_trusting());
-        }
-        let (io, welcome, tried) = match (opened, credential) {
-            (Opened::Ready(io, welcome), _) => (io, welcome, None),
-            (Opened::Asked(opening, asked), Some(credential)) => {
-                let finished = opening.finish(asked, user, &credential).await;
-                let (io, welcome) = finished.map_err(|e| self.dial_error(slot.pool(), e))?;
-                (io, welcome, self.tried(asked, &credential))
-            }
-            (Opened::Asked(..), None) => return Err(self.wrong()),
-        };
-        let (credential, epoch) = self.worker.shared.auth.prove(user, database, tried);
-        let identity = self.worker.shared.identities.get(user, database, params.clone(), epoch, &credential);
-        let lifetime = view.settings().pool.max_lifetime;
-        let mut conn = established(io, &welcome, slot, self.worker.id, lifetime);
-        identity.greet(&welcome);
-        conn.identity = identity;
-        let pool = Arc::clone(conn.slot.pool());
-        pool.put_back(conn);
-        Ok((credential, epoch))
-    }
-
-    /// Opens a connection up to the point where the backend asks for something.
-    async fn open(&self, view: &Arc<View>) -> Result<(Slot, Opened), Refusal> {
-        let slot = self.place(view).await?;
-        let Startup { user, database, params, .. } = self.startup;
-        let to = (slot.pool().node.as_ref(), &slot.pool().leg);
-        let opened = Opening::start(to, Who { user, database, params }).await;
-        let opened = opened.map_err(|e| self.dial_error(slot.pool(), e))?;
-        Ok((slot, opened))
-    }
-
-    fn tried(&self, asked: Asked, credential: &Credential) -> Option<Tried> {
-        let Credential::Password(password) = credential else { return None };
-        match asked {
-            Asked::Scram => password.derived().map(Tried::Scram),
-            Asked::Md5(_) => {
-                Some(Tried::Md5(Zeroizing::new(md5::stored(&self.startup.user, password.expose()))))
-            }
-            Asked::Cleartext => Some(Tried::Clear(Zeroizing::new(password.expose().to_vec()))),
-        }
-    }
-
-    /// A place for the connection that judges the login, on the primary if there is one.
-    async fn place(&self, view: &Arc<View>) -> Result<Slot, Refusal> {
-        let up = |i: &usize| {
-            view.snapshot.nodes.get(*i).is_some_and(|n| n.health != helios_proto::model::Health::Down)
-        };
-        let node = view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up));
-        let none = || Refusal::from(PgError::fatal("57P03", "no server is available to check the login"));
-        let pool = node.and_then(|i| view.pools.get(i)).ok_or_else(none)?;
-        let Startup { user, database, params, .. } = self.startup;
-        let identity = self.worker.shared.identities.provisional(user, database, params.clone());
-        let waiter = Waiter::new(self.worker.id);
-        let timeout = view.settings().pool.acquire_timeout;
-        let request = Request {
-            identity: &identity,
-            waiter: &waiter,
-            settings: None,
-            caps: view.caps(&identity),
-            timeout,
-        };
-        let outcome = match pool.checkout(&request) {
-            Checkout::Dial(slot) => return Ok(slot),
-            Checkout::Ready(_) | Checkout::Retired => return Err(none()),
-            Checkout::Wait => crate::pool::wait(pool, &waiter).await,
-        };
-        match outcome {
-            Outcome::Granted(Grant::Dial(slot)) => Ok(slot),
-            Outcome::Granted(Grant::Conn(_)) | Outcome::Retired => Err(none()),
-            Outcome::Expired => Err(super::acquire::timed_out(helios_pgwire::Severity::Fatal).into()),
-        }
-    }
-
-    pub(super) fn too_trusting(&self) -> Refusal {
-        let user = String::from_utf8_lossy(&self.startup.user);
-        PgError::fatal(
-            "28000",
-            format!("role \"{user}\" proves nothing to the server, so it is for local clients"),
-        )
-        .hint("Ask for a password in pg_hba.conf of the server, or set allow_backend_trust in [auth].")
-        .into()
-    }
-
-    pub(super) fn too_far(&self) -> Refusal {
-        PgError::fatal("28000", "HeliosProxy cannot check this login over an unencrypted remote connection")
-            .hint("Connect with sslmode=require, or add the role to [[users]] with its password or SCRAM verifier.")
-            .into()
-    }
-
-    /// A refusal of the backend goes to the client in the backend's words, after AuthenticationOk if that had come.
-    pub(super) fn dial_error(&self, pool: &NodePool, error: DialError) -> Refusal {
-        match error {
-            DialError::Login(LoginError::Refused { raw, authenticated, sqlstate, message }) => {
-                let node = &pool.node.name;
-                tracing::debug!(node = %node, %sqlstate, %message, "the backend refused a login");
-                let mut out = Vec::new();
-                if authenticated {
-                    backend::auth(&mut out, 0, b"");
-                }
-                out.extend_from_slice(&raw);
-                Refusal::Raw(out)
-            }
-            // That says nothing about the node.
-            DialError::Io { source, .. } if ran_out(&source) => {
-                PgError::fatal("53000", "the proxy has no file descriptor left for a server connection")
-                    .into()
-            }
-            error @ DialError::Io { .. } => {
-                pool.suspect();
-                let name = pool.node.name.clone();
-                tracing::warn!(node = %name, %error, "could not open a server connection");
-                (self.worker.shared.evidence)(&name, helios_proto::model::Evidence::ConnectFailed);
-                PgError::fatal("57P03", "the server cannot be reached to check the login").into()
-            }
-            error @ (DialError::Login(_) | DialError::NoCredential(_) | DialError::Tls { .. }) => {
-                let name = &pool.node.name;
-                tracing::warn!(node = %name, %error, "could not log in on a node");
-                PgError::fatal("08006", format!("could not log in on node \"{name}\"")).into()
-            }
         }
     }
 }

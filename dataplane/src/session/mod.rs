@@ -8,9 +8,11 @@ pub mod core;
 #[cfg(test)]
 mod core_tests;
 pub mod drive;
+pub mod judge;
 pub mod leg;
 pub mod login;
 pub mod names;
+pub mod patience;
 pub mod replication;
 pub mod run;
 pub mod serve;

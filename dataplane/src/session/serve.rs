@@ -26,7 +26,7 @@ use helios_pgwire::frame::Header;
 use helios_pgwire::frontend::{max_len, parse_text, query_text};
 use helios_pgwire::startup::Replication;
 use helios_pgwire::{ErrorFields, PgError, Severity};
-use helios_proto::model::Evidence;
+use helios_proto::model::{Evidence, PoolMode};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -148,9 +148,12 @@ async fn login(
 }
 
 fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, crate::registry::Registered) {
-    let LoggedIn { identity, registered } = logged_in;
+    let LoggedIn { identity, registered, own } = logged_in;
     let view = worker.shared.pools.view();
-    let settings = view.session_settings(&identity.user, &identity.database);
+    let mut settings = view.session_settings(&identity.user, &identity.database);
+    if own.is_some() {
+        settings.mode = PoolMode::Session;
+    }
     let greeting = identity.greeting().unwrap_or_default();
     let session = Session {
         worker: Arc::clone(worker),
@@ -162,6 +165,8 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         client: lobby.io,
         to_client: Leg::with_inbox(lobby.buf),
         server: None,
+        alone: own.is_some(),
+        own,
         to_server: Leg::default(),
         core: Core::new(settings.mode),
         sent: Vec::new(),
@@ -411,7 +416,7 @@ impl Session {
         }
         (self.worker.shared.evidence)(name, Evidence::ConnectionLost);
         tracing::info!(node = %name, "lost a server connection in use");
-        if self.core.replayable() && self.replays < MOST_REPLAYS {
+        if !self.alone && self.core.replayable() && self.replays < MOST_REPLAYS {
             self.replays = self.replays.saturating_add(1);
             self.replay();
             return Ok(());
@@ -426,7 +431,7 @@ impl Session {
             false => PgError::error("08006", "connection to the server was lost"),
         };
         let mut out = Vec::new();
-        if self.core.lost(&error, &mut out) {
+        if !self.alone && self.core.lost(&error, &mut out) {
             self.to_server.clear();
             self.started = None;
             self.look = true;
@@ -442,7 +447,7 @@ impl Session {
     fn hand_over(&mut self) {
         let pins = self.core.pins();
         let half_sent = self.core.half_sent() || self.to_server.blocked();
-        let reset = self.core.mode() == helios_proto::model::PoolMode::Session || !pins.is_empty();
+        let reset = self.core.mode() == PoolMode::Session || !pins.is_empty();
         let settings = self.core.settings().left();
         let (ledger, unread, prepared) = self.core.abandon();
         let uncancelled = self.handle.clear_server();

@@ -127,6 +127,11 @@ pub fn login(data: &[u8]) {
         }
         match login.advance(&mut buf) {
             Ok(Need::Bytes) => {}
+            Ok(Need::Credential(_)) if source.one_in(4) => {
+                if login.passes(source.bytes(20)).is_err() {
+                    return;
+                }
+            }
             Ok(Need::Credential(_)) => {
                 let answer = match source.below(3) {
                     0 => Answer::Scram,
@@ -141,6 +146,13 @@ pub fn login(data: &[u8]) {
             Ok(Need::Keys { iterations, .. }) => {
                 assert!((1..=MAX_ITERATIONS).contains(&iterations));
                 if login.keys(keys()).is_err() {
+                    return;
+                }
+            }
+            Ok(Need::Show { message, last }) => {
+                let code = if last { 12 } else { 11 };
+                assert!(message[0] == b'R' && message[5..9] == u32::to_be_bytes(code), "out of order");
+                if !last && login.passes(source.bytes(20)).is_err() {
                     return;
                 }
             }

@@ -147,7 +147,7 @@ fn a_client_on_another_machine_shows_its_password_over_tls_only() {
     let text = text.replacen("127.0.0.1:0", &format!("{}:0", net.at(1)), 1);
     let proxy = Proxy::start(&text).ready();
     let from_there = |how: &str, sql: &str| said(&psql(&net.prefix(), proxy.address, how, sql));
-    let plain = from_there("sslmode=disable", "select 1").unwrap_err();
+    let plain = from_there("sslmode=disable user=clear", "select 1").unwrap_err();
     assert!(plain.contains("cannot check this login over an unencrypted remote connection"), "{plain}");
     for _ in 0..2 {
         assert_eq!(from_there("sslmode=require", "select 7"), Ok("7".to_owned()));

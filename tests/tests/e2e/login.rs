@@ -1,8 +1,9 @@
 //! Who gets in: every kind of password that a backend asks for, entries of `[[users]]`, and who does not.
 
 use helios_tests::cluster::password;
+use helios_tests::controlplane::{directory, sections, token};
 use helios_tests::raw::{Message, Next, PATIENCE, startup};
-use helios_tests::{Cluster, Config, Proxy, Raw, eventually};
+use helios_tests::{Cluster, Config, ControlPlane, Proxy, Raw, eventually, free_port};
 
 fn refusal(port: u16, user: &str, password: &str) -> Message {
     let mut raw = Raw::connect(port);
@@ -123,6 +124,45 @@ fn a_missing_database_is_told_after_the_password_only() {
     };
     assert_eq!(try_login("wrong"), "28P01");
     assert_eq!(try_login(&password("app")), "3D000");
+}
+
+#[test]
+fn a_login_waits_for_a_server_that_can_judge_it() {
+    let cluster = Cluster::start(&[]);
+    let primary = cluster.primary();
+    primary.stop("fast");
+    let mut config = Config::primary_only(&cluster);
+    config.more += "\n[limits]\nlogin_timeout_secs = 4\n";
+    let proxy = config.start();
+    // In vain: told before the login timeout would cut it.
+    let error = proxy.config("app").connect(postgres::NoTls).err().expect("no server");
+    assert_eq!(error.code().expect("told").code(), "57P03");
+    let waiting = proxy.config("app").connect_timeout(std::time::Duration::from_secs(60)).clone();
+    let accepted = || proxy.metrics().sum("heliosproxy_client_connections_total", &[]).unwrap();
+    let before = accepted();
+    let login = std::thread::spawn(move || waiting.connect(postgres::NoTls));
+    eventually(PATIENCE, "a client has come", || accepted() > before);
+    primary.start();
+    login.join().unwrap().expect("it was let in").batch_execute("select 1").unwrap();
+}
+
+#[test]
+fn a_login_waits_for_the_first_snapshot() {
+    let (discovery, store) = (free_port(), directory("store"));
+    let dataplane = format!(
+        "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
+         endpoints = [\"127.0.0.1:{discovery}\"]\ntoken = \"{}\"\n",
+        token("dataplane")
+    );
+    let proxy = Proxy::start(&dataplane);
+    let waiting = proxy.config("app");
+    let accepted = || proxy.metrics().sum("heliosproxy_client_connections_total", &[]);
+    let login = std::thread::spawn(move || waiting.connect(postgres::NoTls));
+    eventually(PATIENCE, "a client has come", || accepted() == Some(1.0));
+    let text = Config::primary_only(Cluster::shared()).text() + &sections(&store, discovery);
+    let _plane = ControlPlane::start(&text);
+    login.join().unwrap().expect("it was let in").batch_execute("select 1").unwrap();
+    let _ = std::fs::remove_dir_all(&store);
 }
 
 #[test]

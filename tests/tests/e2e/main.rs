@@ -27,6 +27,7 @@ mod patroni;
 mod peers;
 mod pooling;
 mod postgres18;
+mod relayed;
 mod replication;
 mod routing;
 mod scale;

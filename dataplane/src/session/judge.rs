@@ -1,0 +1,293 @@
+//! Logins that only the backend can judge (DESIGN, "Who may log in", 2 and 3): with the clear password, asked where nobody
+//! else can read it, or by passing the exchange on to a server connection that the session then keeps. Never lets a client in
+//! without a proof; never keeps a password.
+
+use super::acquire::timed_out;
+use super::login::{Login, Proved, Refusal};
+use super::patience::Patience;
+use crate::auth::Tried;
+use crate::descriptors::ran_out;
+use crate::metrics::count;
+use crate::pool::node::Request;
+use crate::pool::sweep::established;
+use crate::pool::{Checkout, Grant, NodePool, Outcome, Slot, View, Waiter};
+use crate::server::credential::Password;
+use crate::server::dial::{DialError, Opened, Opening, Passed, Secured, Who};
+use crate::server::{Credential, ServerConn};
+use helios_pgwire::frame::{MAX_AUTH, MAX_SASL};
+use helios_pgwire::login::{Asked, LoginError, Welcome};
+use helios_pgwire::scram::MECHANISM;
+use helios_pgwire::startup::Startup;
+use helios_pgwire::{PgError, Severity, backend, md5};
+use helios_proto::model::{Evidence, Health, Settings};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
+
+/// Longest wait for a client's next message while a server connection waits with it.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How a login was proved.
+pub(super) enum Way {
+    /// The proxy has what opens server connections for the role.
+    Pooled(Proved),
+    /// The client has proved itself to the server on this connection, and only it can do so again.
+    Relayed(Box<ServerConn>),
+}
+
+/// Why there is no connection.
+enum Turn {
+    /// There may be one in a moment; what to say if not.
+    Later(Refusal),
+    Never(Refusal),
+}
+
+/// How long a login waits for a node: as long as a statement would, but short of the login timeout, to be able to say why.
+pub(super) fn longest(settings: &Settings) -> Duration {
+    settings.write_timeout.min(settings.limits.login_timeout.mul_f32(0.75))
+}
+
+impl Login<'_> {
+    /// The snapshot in force, once there is one.
+    pub(super) async fn view(&self) -> Result<Arc<View>, Refusal> {
+        let pools = &self.worker.shared.pools;
+        let mut patience = Patience::since(Instant::now());
+        loop {
+            let view = patience.look(pools);
+            if !view.snapshot.nodes.is_empty() {
+                return Ok(view);
+            }
+            if patience.elapsed() >= longest(view.settings()) {
+                return Err(PgError::fatal("57P03", "the proxy is starting up")
+                    .hint("It has no configuration yet, and waits for its control plane.")
+                    .into());
+            }
+            patience.rest(pools).await;
+        }
+    }
+
+    /// The backend judges. With the clear password: a connection shows what it asks for, then the client is asked, then
+    /// another connection tries the answer. None is kept in between: a client that has proved nothing must not hold a place of
+    /// the pool.
+    pub(super) async fn by_backend(&mut self, view: &Arc<View>) -> Result<Way, Refusal> {
+        if !self.is_private() {
+            return self.by_relay(view).await;
+        }
+        let (slot, opened) = self.open().await?;
+        let Opened::Asked(..) = opened else { return self.trusted(view, slot, opened) };
+        drop(opened);
+        drop(slot);
+        let password = self.password().await?;
+        let credential = Arc::new(Credential::Password(Password::new(password)));
+        match self.open().await? {
+            (slot, Opened::Asked(opening, asked)) => {
+                let finished = opening.finish(asked, &self.startup.user, &credential).await;
+                let (io, welcome) = finished.map_err(|e| self.dial_error(slot.pool(), e))?;
+                let tried = self.tried(asked, &credential);
+                Ok(self.proved(view, slot, (io, welcome), tried))
+            }
+            (slot, opened) => self.trusted(view, slot, opened),
+        }
+    }
+
+    /// A client whose clear password others could read: the exchange is passed on. Few at a time, since each has a place of
+    /// the pool before it has proved anything.
+    async fn by_relay(&mut self, view: &Arc<View>) -> Result<Way, Refusal> {
+        let shared = Arc::clone(&self.worker.shared);
+        let _turn = shared.auth.relays.turn().await;
+        match self.open().await? {
+            (slot, Opened::Asked(opening, asked)) => self.pass_on(slot, opening, asked).await,
+            (slot, opened) => self.trusted(view, slot, opened),
+        }
+    }
+
+    /// The backend asked for nothing.
+    fn trusted(&self, view: &View, slot: Slot, opened: Opened) -> Result<Way, Refusal> {
+        match opened {
+            Opened::Ready(io, welcome) if self.may_be_trusted(view) => {
+                Ok(self.proved(view, slot, (io, welcome), None))
+            }
+            Opened::Ready(..) | Opened::Asked(..) => Err(self.too_trusting()),
+        }
+    }
+
+    /// Keeps what opens connections of the role, and puts this one into its pool.
+    fn proved(
+        &self,
+        view: &View,
+        slot: Slot,
+        (io, welcome): (Secured, Box<Welcome>),
+        tried: Option<Tried>,
+    ) -> Way {
+        let Startup { user, database, params, .. } = self.startup;
+        let shared = &self.worker.shared;
+        let (credential, epoch) = shared.auth.prove(user, database, tried);
+        let identity = shared.identities.get(user, database, params.clone(), epoch, &credential);
+        let lifetime = view.settings().pool.max_lifetime;
+        let mut conn = established(io, &welcome, slot, self.worker.id, lifetime);
+        identity.greet(&welcome);
+        conn.identity = identity;
+        let pool = Arc::clone(conn.slot.pool());
+        pool.put_back(conn);
+        Way::Pooled((credential, epoch))
+    }
+
+    /// Shows the client what the backend asks, and the backend what the client answers.
+    async fn pass_on(&mut self, slot: Slot, mut opening: Box<Opening>, asked: Asked) -> Result<Way, Refusal> {
+        let mut show = Vec::new();
+        let (expected, most) = match asked {
+            Asked::Cleartext => return Err(self.too_far()),
+            Asked::Md5(salt) => {
+                backend::auth(&mut show, 5, &salt);
+                ("password", MAX_AUTH)
+            }
+            Asked::Scram => {
+                // Bound to a channel that the client does not have, it could not be passed on.
+                backend::auth(&mut show, 10, format!("{MECHANISM}\0\0").as_bytes());
+                ("SASL", MAX_SASL)
+            }
+        };
+        loop {
+            self.lobby.send(&show).await?;
+            let answer = tokio::time::timeout(ANSWER, self.lobby.auth_message(expected, most)).await;
+            let body = Zeroizing::new(answer.map_err(|_| Refusal::Cut)??);
+            let mut passed = opening.pass(&body).await;
+            if let Ok(Passed::Show { opening, message, last: true }) = passed {
+                self.lobby.send(&message).await?;
+                passed = opening.shows().await;
+            }
+            match passed.map_err(|error| self.dial_error(slot.pool(), error))? {
+                Passed::Ready(io, welcome) => {
+                    self.worker.shared.auth.relays.tell(self.peer);
+                    count(&self.worker.counters.logins_relayed);
+                    let mut conn = established(io, &welcome, slot, self.worker.id, None);
+                    // Nobody else may have it: whatever becomes of the session, it does not go back into a pool.
+                    conn.expires = Some(Instant::now());
+                    return Ok(Way::Relayed(conn));
+                }
+                Passed::Show { opening: next, message, .. } => (opening, show) = (next, message),
+            }
+        }
+    }
+
+    /// Opens a connection up to the point where the backend asks for something. Waits for a node that can judge the login.
+    async fn open(&self) -> Result<(Slot, Opened), Refusal> {
+        let pools = &self.worker.shared.pools;
+        let mut patience = Patience::since(Instant::now());
+        loop {
+            let view = patience.look(pools);
+            let why = match self.try_open(&view).await {
+                Ok(opened) => return Ok(opened),
+                Err(Turn::Never(refusal)) => return Err(refusal),
+                Err(Turn::Later(refusal)) => refusal,
+            };
+            if patience.elapsed() >= longest(view.settings()) {
+                return Err(why);
+            }
+            patience.rest(pools).await;
+        }
+    }
+
+    async fn try_open(&self, view: &Arc<View>) -> Result<(Slot, Opened), Turn> {
+        let slot = self.place(view).await?;
+        let Startup { user, database, params, .. } = self.startup;
+        let to = (slot.pool().node.as_ref(), &slot.pool().leg);
+        match Opening::start(to, Who { user, database, params }).await {
+            Ok(opened) => Ok((slot, opened)),
+            Err(error) => {
+                let turn = if error.is_for_now() { Turn::Later } else { Turn::Never };
+                Err(turn(self.dial_error(slot.pool(), error)))
+            }
+        }
+    }
+
+    fn tried(&self, asked: Asked, credential: &Credential) -> Option<Tried> {
+        let Credential::Password(password) = credential else { return None };
+        match asked {
+            Asked::Scram => password.derived().map(Tried::Scram),
+            Asked::Md5(_) => {
+                Some(Tried::Md5(Zeroizing::new(md5::stored(&self.startup.user, password.expose()))))
+            }
+            Asked::Cleartext => Some(Tried::Clear(Zeroizing::new(password.expose().to_vec()))),
+        }
+    }
+
+    /// A place for the connection that judges the login, on the primary if there is one.
+    async fn place(&self, view: &Arc<View>) -> Result<Slot, Turn> {
+        let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health != Health::Down);
+        let node = view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up));
+        let none =
+            || Turn::Later(PgError::fatal("57P03", "no server is available to check the login").into());
+        let pool = node.and_then(|i| view.pools.get(i)).ok_or_else(none)?;
+        let Startup { user, database, params, .. } = self.startup;
+        let identity = self.worker.shared.identities.provisional(user, database, params.clone());
+        let waiter = Waiter::new(self.worker.id);
+        let timeout = view.settings().pool.acquire_timeout;
+        let request = Request {
+            identity: &identity,
+            waiter: &waiter,
+            settings: None,
+            caps: view.caps(&identity),
+            timeout,
+        };
+        let outcome = match pool.checkout(&request) {
+            Checkout::Dial(slot) => return Ok(slot),
+            Checkout::Ready(_) | Checkout::Retired => return Err(none()),
+            Checkout::Wait => crate::pool::wait(pool, &waiter).await,
+        };
+        match outcome {
+            Outcome::Granted(Grant::Dial(slot)) => Ok(slot),
+            Outcome::Granted(Grant::Conn(_)) | Outcome::Retired => Err(none()),
+            Outcome::Expired => Err(Turn::Never(timed_out(Severity::Fatal).into())),
+        }
+    }
+
+    pub(super) fn too_trusting(&self) -> Refusal {
+        let user = String::from_utf8_lossy(&self.startup.user);
+        PgError::fatal(
+            "28000",
+            format!("role \"{user}\" proves nothing to the server, so it is for local clients"),
+        )
+        .hint("Ask for a password in pg_hba.conf of the server, or set allow_backend_trust in [auth].")
+        .into()
+    }
+
+    pub(super) fn too_far(&self) -> Refusal {
+        PgError::fatal("28000", "HeliosProxy cannot check this login over an unencrypted remote connection")
+            .hint("Connect with sslmode=require, or add the role to [[users]] with its password or SCRAM verifier.")
+            .into()
+    }
+
+    /// A refusal of the backend goes to the client in the backend's words, after AuthenticationOk if that had come.
+    pub(super) fn dial_error(&self, pool: &NodePool, error: DialError) -> Refusal {
+        match error {
+            DialError::Login(LoginError::Refused { raw, authenticated, sqlstate, message }) => {
+                let node = &pool.node.name;
+                tracing::debug!(node = %node, %sqlstate, %message, "the backend refused a login");
+                let mut out = Vec::new();
+                if authenticated {
+                    backend::auth(&mut out, 0, b"");
+                }
+                out.extend_from_slice(&raw);
+                Refusal::Raw(out)
+            }
+            // That says nothing about the node.
+            DialError::Io { source, .. } if ran_out(&source) => {
+                PgError::fatal("53000", "the proxy has no file descriptor left for a server connection")
+                    .into()
+            }
+            error @ DialError::Io { .. } => {
+                pool.suspect();
+                let name = pool.node.name.clone();
+                tracing::warn!(node = %name, %error, "could not open a server connection");
+                (self.worker.shared.evidence)(&name, Evidence::ConnectFailed);
+                PgError::fatal("57P03", "the server cannot be reached to check the login").into()
+            }
+            error @ (DialError::Login(_) | DialError::NoCredential(_) | DialError::Tls { .. }) => {
+                let name = &pool.node.name;
+                tracing::warn!(node = %name, %error, "could not log in on a node");
+                PgError::fatal("08006", format!("could not log in on node \"{name}\"")).into()
+            }
+        }
+    }
+}
