@@ -1,10 +1,12 @@
 //! What is known of roles: the proofs against which clients are checked, and the credentials that open server
 //! connections. Owner: the data plane. Talks to nobody: `session::login` holds the conversations.
 
+pub mod failures;
 pub mod hba;
 pub mod query;
 pub mod relays;
 
+use self::failures::Failures;
 use self::query::LookUp;
 use self::relays::Relays;
 use crate::registry::random;
@@ -57,6 +59,8 @@ pub struct Auth {
     epoch: AtomicU64,
     /// For `auth_query`.
     pub look_up: LookUp,
+    /// Logins in vain.
+    pub failures: Failures,
     /// For logins that are passed on to a server.
     pub relays: Relays,
     /// What the salt of a role that does not exist is made of.

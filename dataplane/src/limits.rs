@@ -106,6 +106,7 @@ mod tests {
             idle_in_transaction_timeout: None,
             client_idle_timeout: None,
             login_timeout: Duration::from_secs(1),
+            failed_login_delay: Duration::ZERO,
             max_replication: 0,
         };
         let clients = Arc::new(Clients::default());

@@ -225,6 +225,8 @@ pub struct Limits {
     pub client_idle_timeout: Option<Duration>,
     /// Longest login, from accept to the first ReadyForQuery.
     pub login_timeout: Duration,
+    /// Longest pause before a wrong password is answered.
+    pub failed_login_delay: Duration,
     /// Connections of the replication protocol through this data plane; 0: none.
     pub max_replication: u32,
 }

@@ -13,17 +13,17 @@ use crate::pool::{Identity, View, Waiter};
 use crate::registry::{Registered, random};
 use crate::server::{Credential, ServerConn};
 use crate::worker::{Shared, Worker};
-use helios_pgwire::backend::{self, TxStatus};
-use helios_pgwire::frame::{MAX_AUTH, MAX_SASL, take_cstr};
+use helios_pgwire::backend::{self, TxStatus, max_len};
+use helios_pgwire::frame::{Header, MAX_AUTH, MAX_SASL, take_cstr};
 use helios_pgwire::scram::{MECHANISM, MECHANISM_PLUS, Offer, ScramError, ServerFirst, Verifier};
 use helios_pgwire::startup::{Replication, Startup, agreed};
-use helios_pgwire::{PgError, md5};
+use helios_pgwire::{ErrorFields, PgError, md5};
 use helios_proto::config::TlsMode;
 use helios_proto::model::{AuthQuery, HbaMethod, UserProof};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
@@ -48,6 +48,53 @@ pub enum Refusal {
     /// Told in somebody else's words, then closed.
     #[error("refused by the backend or by the protocol")]
     Raw(Vec<u8>),
+    /// Told after a pause.
+    #[error("{1}")]
+    Late(Duration, Box<Refusal>),
+}
+
+/// Counts the failure of a role that was not proved, which is answered late after some; a success ends the count.
+pub(super) fn paced<T>(
+    worker: &Worker,
+    (peer, user): (IpAddr, &[u8]),
+    ended: Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let Shared { auth, pools, .. } = worker.shared.as_ref();
+    match ended {
+        Ok(logged_in) => {
+            auth.failures.succeeded(peer, user);
+            Ok(logged_in)
+        }
+        Err(refusal) if refusal.is_wrong_proof() => {
+            let longest = pools.view().settings().limits.failed_login_delay;
+            let pause = auth.failures.failed(peer, user, longest, Instant::now());
+            Err(Refusal::Late(pause, Box::new(refusal)))
+        }
+        Err(refusal) => Err(refusal),
+    }
+}
+
+impl Refusal {
+    /// Whether a password or a proof was wrong.
+    fn is_wrong_proof(&self) -> bool {
+        match self {
+            Self::Told(error) => error.code == "28P01",
+            Self::Raw(bytes) => raw_code(bytes) == Some(b"28P01"),
+            Self::Cut | Self::Gone | Self::Io(_) | Self::Handshake(_) | Self::Late(..) => false,
+        }
+    }
+}
+
+/// SQLSTATE of the ErrorResponse at the end of these messages.
+fn raw_code(mut messages: &[u8]) -> Option<&[u8]> {
+    while let Ok(Some(Header { tag, size })) = Header::parse(messages, max_len) {
+        let (message, rest) = messages.split_at_checked(size)?;
+        if tag == b'E' {
+            return ErrorFields::parse(message.get(5..)?).code;
+        }
+        messages = rest;
+    }
+    None
 }
 
 impl From<PgError> for Refusal {

@@ -6,7 +6,7 @@ use super::checkout::Lead;
 use super::core::{Core, Ending};
 use super::drive::{Session, Step};
 use super::leg::Leg;
-use super::login::{LoggedIn, Login, Refusal};
+use super::login::{LoggedIn, Login, Refusal, paced};
 use super::names::{Named, named};
 use super::replication::Through;
 use super::startup::{Greeted, Lobby};
@@ -116,9 +116,15 @@ async fn enter(
     };
     count(&worker.counters.logins_refused);
     tracing::debug!(address = %peer, error = %refusal, "login refused");
+    let (pause, refusal) = match refusal {
+        Refusal::Late(pause, refusal) => (pause, *refusal),
+        refusal => (Duration::ZERO, refusal),
+    };
+    tokio::time::sleep(pause).await;
     let words = match refusal {
         Refusal::Told(error) => error.to_bytes(),
         Refusal::Raw(bytes) => bytes,
+        Refusal::Late(..) => return None,
         Refusal::Cut | Refusal::Gone | Refusal::Io(_) | Refusal::Handshake(_) => return None,
     };
     say_goodbye(&mut lobby.io, &words).await;
@@ -139,10 +145,13 @@ async fn login(
         Greeted::Session(startup) => {
             let mut login = Login { worker, lobby, startup: &startup, peer: peer.ip() };
             login.negotiate().await?;
-            if startup.replication != Replication::No {
-                return login.replicate(counted).await.map(Entry::Through);
-            }
-            login.run(counted).await.map(Entry::Session)
+            let entered = match startup.replication {
+                Replication::No => login.run(counted).await.map(Entry::Session),
+                Replication::Physical | Replication::Logical => {
+                    login.replicate(counted).await.map(Entry::Through)
+                }
+            };
+            paced(worker, (peer.ip(), &startup.user), entered)
         }
     }
 }

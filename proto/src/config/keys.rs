@@ -171,6 +171,7 @@ keys! {
         idle_in_transaction_timeout_secs: Seconds(0), Number(0), "Longest pause inside a transaction; 0: no limit.";
         client_idle_timeout_secs: Seconds(0), Number(0), "Longest pause outside a transaction; 0: no limit.";
         login_timeout_secs: Seconds(1), Number(15), "Longest login.";
+        failed_login_delay_secs: Seconds(0), Number(1), "Longest pause before a wrong password is answered; it begins with 0.1 s at the fourth failure of a role from one address, and doubles; 0: none.";
         max_replication_connections: Whole("connections", 0, ANY), Number(10), "Connections of the replication protocol, which go through to the primary beside the pools; 0: none.";
     }
     Auth {

@@ -163,6 +163,7 @@ pub(super) fn limits(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Limits {
         idle_in_transaction_timeout: part.seconds_or_none("idle_in_transaction_timeout_secs"),
         client_idle_timeout: part.seconds_or_none("client_idle_timeout_secs"),
         login_timeout: part.seconds("login_timeout_secs"),
+        failed_login_delay: part.seconds("failed_login_delay_secs"),
         max_replication: part.whole32("max_replication_connections"),
     }
 }

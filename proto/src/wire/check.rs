@@ -145,6 +145,10 @@ fn limits(sent: settings::Limits) -> Checked<Limits> {
         )?,
         client_idle_timeout: optional_seconds(S, "client_idle_timeout_secs", sent.client_idle_timeout_us)?,
         login_timeout: seconds(S, "login_timeout_secs", sent.login_timeout_us)?,
+        failed_login_delay: match sent.failed_login_delay_us {
+            Some(longest) => seconds(S, "failed_login_delay_secs", longest)?,
+            None => Duration::from_secs(1),
+        },
         max_replication: match sent.max_replication {
             Some(most) => whole(S, "max_replication_connections", most)?,
             None => 10,

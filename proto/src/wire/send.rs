@@ -213,6 +213,7 @@ fn limit_settings(limits: &Limits) -> settings::Limits {
         client_idle_timeout_us: limits.client_idle_timeout.map(micros),
         login_timeout_us: micros(limits.login_timeout),
         max_replication: Some(limits.max_replication),
+        failed_login_delay_us: Some(micros(limits.failed_login_delay)),
     }
 }
 

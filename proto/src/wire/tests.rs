@@ -41,6 +41,7 @@ max_client_connections_per_user = 5
 query_timeout_secs = 9
 client_idle_timeout_secs = 99
 login_timeout_secs = 4
+failed_login_delay_secs = 2
 [auth]
 allow_backend_trust = true
 proof_ttl_secs = 1

@@ -36,7 +36,9 @@ fn every_kind_of_backend_password_logs_in() {
 
 #[test]
 fn a_wrong_password_is_refused_every_time_although_the_pool_is_warm() {
-    let proxy = Config::primary_only(Cluster::shared()).start().ready();
+    let mut config = Config::primary_only(Cluster::shared());
+    config.more += "\n[limits]\nfailed_login_delay_secs = 0\n";
+    let proxy = config.start().ready();
     for _ in 0..5 {
         proxy.connect("app").batch_execute("select 1").unwrap();
     }
@@ -55,6 +57,26 @@ fn a_wrong_password_is_refused_every_time_although_the_pool_is_warm() {
         }
     });
     proxy.connect("app").batch_execute("select 1").unwrap();
+}
+
+#[test]
+fn failures_are_answered_late_and_who_has_the_password_is_let_in() {
+    let mut config = Config::primary_only(Cluster::shared());
+    // Longer than any login may take: the delay is none of its time.
+    config.more += "\n[limits]\nfailed_login_delay_secs = 3600\nlogin_timeout_secs = 5\n";
+    let proxy = config.start().ready();
+    let mut attempts = Vec::new();
+    for _ in 0..12 {
+        let mut raw = Raw::connect(proxy.port());
+        raw.send(&startup(0x0003_0000, &[("user", "app"), ("database", "postgres")]));
+        attempts.push(std::thread::spawn(move || raw.finish_login("app", "wrong").is_err()));
+    }
+    let refused = || proxy.metrics().sum("heliosproxy_logins_refused_total", &[]);
+    eventually(PATIENCE, "all were found wrong", || refused() == Some(12.0));
+    assert!(attempts.iter().any(|attempt| !attempt.is_finished()), "the twelfth waits for 25.6 s");
+    proxy.connect("app").batch_execute("select 1").unwrap();
+    // Which ends the count.
+    assert_eq!(refusal(proxy.port(), "app", "wrong").sqlstate(), "28P01");
 }
 
 #[test]

@@ -56,6 +56,7 @@ fn settings(read_strategy: ReadStrategy) -> Settings {
             query_timeout: None,
             idle_in_transaction_timeout: None,
             client_idle_timeout: None,
+            failed_login_delay: Duration::ZERO,
             max_replication: 0,
             login_timeout: Duration::from_secs(5),
         },
