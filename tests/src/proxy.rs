@@ -22,6 +22,9 @@ use crate::{cluster, eventually};
 /// How long the proxy may take to start, reload or stop.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a proxy logs in tests.
+const LOG: &str = "heliosdb_proxy=debug,info";
+
 /// A configuration file in the making, in the guide's order.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -216,7 +219,17 @@ impl Proxy {
     #[must_use]
     #[track_caller]
     pub fn start(text: &str) -> Self {
-        Self::launch(text, Command::new("sh"))
+        Self::launch(text, Command::new("sh"), LOG)
+    }
+
+    /// The same with another `RUST_LOG`.
+    ///
+    /// # Panics
+    /// As [`Proxy::start`].
+    #[must_use]
+    #[track_caller]
+    pub fn start_logging(text: &str, filter: &str) -> Self {
+        Self::launch(text, Command::new("sh"), filter)
     }
 
     /// The same inside a network of its own.
@@ -229,16 +242,16 @@ impl Proxy {
         let prefix = net.prefix();
         let mut command = Command::new(&prefix[0]);
         command.args(&prefix[1..]).arg("sh");
-        Self::launch(text, command)
+        Self::launch(text, command, LOG)
     }
 
     #[track_caller]
-    fn launch(text: &str, mut command: Command) -> Self {
+    fn launch(text: &str, mut command: Command, filter: &str) -> Self {
         let file = config_file(text);
         command
             .args(["-c", "ulimit -n 65536 2>/dev/null || ulimit -n \"$(ulimit -Hn)\"; exec \"$0\" \"$@\""]);
         command.arg(program()).arg("--config").arg(&file).args(["--log-format", "text"]);
-        command.env("RUST_LOG", "heliosdb_proxy=debug,info").env("NO_COLOR", "1");
+        command.env("RUST_LOG", filter).env("NO_COLOR", "1");
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
@@ -311,6 +324,12 @@ impl Proxy {
     #[must_use]
     pub fn raw(&self, role: &str) -> (Raw, Hello) {
         Raw::login(self.port(), role, &cluster::password(role))
+    }
+
+    /// The same in TLS.
+    #[must_use]
+    pub fn raw_tls(&self, role: &str) -> (Raw, Hello) {
+        Raw::login_tls(self.port(), role, &cluster::password(role))
     }
 
     /// All lines of the log so far.

@@ -31,6 +31,7 @@ mod replication;
 mod routing;
 mod scale;
 mod settings;
+mod soak;
 mod statements;
 mod stores;
 mod switchover;
