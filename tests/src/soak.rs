@@ -60,6 +60,8 @@ struct Client<'a> {
     raw: Raw,
     hello: Hello,
     number: u64,
+    /// Nobody else's: loads may run side by side on one database, where notifications go to everybody.
+    name: String,
     round: u64,
     dice: Dice,
     seen: &'a Seen,
@@ -104,11 +106,12 @@ impl<'a> Client<'a> {
     fn new(proxy: &'a Proxy, number: u64, seed: u64, seen: &'a Seen) -> Self {
         let (raw, hello) = login(proxy, number);
         let dice = Dice(seed.wrapping_mul(1_000_003).wrapping_add(number));
-        Self { proxy, raw, hello, number, round: 0, dice, seen, left: 50, named: false, settings: defaults() }
+        let (name, settings) = (format!("{}-{seed}-{number}", proxy.port()), defaults());
+        Self { proxy, raw, hello, number, name, round: 0, dice, seen, left: 50, named: false, settings }
     }
 
     fn token(&self, part: u32) -> String {
-        format!("{}-{}-{part}", self.number, self.round)
+        format!("{}-{}-{part}", self.name, self.round)
     }
 
     /// Checks rows and errors in their order, and that no setting of another session is reported.
@@ -118,7 +121,7 @@ impl<'a> Client<'a> {
         for report in messages.iter().filter(|m| m.tag == b'S') {
             let text = String::from_utf8_lossy(&report.body);
             let Some(name) = text.strip_prefix("application_name\0") else { continue };
-            let own = name == "\0" || name.starts_with(&format!("{}-", self.number));
+            let own = name == "\0" || name.starts_with(&format!("{}-", self.name));
             assert!(own, "client {} in round {}: {messages:?}", self.number, self.round);
         }
         let answers = messages.iter().filter(|m| m.tag == b'Z').count();
