@@ -30,6 +30,7 @@ mod postgres18;
 mod replication;
 mod routing;
 mod scale;
+mod secrets;
 mod settings;
 mod soak;
 mod statements;
