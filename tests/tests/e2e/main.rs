@@ -33,6 +33,7 @@ mod scale;
 mod secrets;
 mod settings;
 mod soak;
+mod state;
 mod statements;
 mod stores;
 mod switchover;
