@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 CARGO := cargo
 PROXY := -p heliosdb-proxy
 
-.PHONY: setup demo test check lint features bench bench-failover bench-fleet clean
+.PHONY: setup demo test check lint features bench bench-failover bench-fleet soak fuzz clean
 
 # Installs what is missing (PostgreSQL 15 and 18, PgBouncer, etcd, Patroni, protoc, drivers with their languages).
 setup:
@@ -50,6 +50,24 @@ bench-fleet:
 	tools/setup --without-drivers
 	$(CARGO) build --release --locked -p helios-controlplane
 	HELIOS_PROXY_BIN="$(abspath $(TARGET))/release/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin bench-fleet -- $(BENCH)
+
+# A mixed load for an hour, every answer checked, and cancels that race; SOAK takes options, such as SOAK="--seconds 600".
+soak:
+	tools/setup --without-drivers
+	$(CARGO) build --profile fast --locked $(PROXY)
+	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin soak -- $(SOAK)
+
+# libFuzzer over each target, FUZZ_SECONDS each; what it finds is in fuzz/artifacts. Needs cargo-fuzz and g++; the target
+# scanner, which compares the lexer with PostgreSQL's own, needs clang with libclang too: leave it out of FUZZ_TARGETS if not.
+FUZZ_SECONDS := 300
+FUZZ_TARGETS := frames startup scram login sql names ledger session hostile scanner
+FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
+FUZZ_FLAGS := -s none $(if $(filter scanner,$(FUZZ_TARGETS)),--features scanner)
+fuzz:
+	cd fuzz && $(FUZZ) build $(FUZZ_FLAGS)
+	cd fuzz && for target in $(FUZZ_TARGETS); do \
+	  seeds=../tests/targets/corpus/$$target; test -d $$seeds || seeds=../tests/targets/corpus/sql; mkdir -p corpus/$$target; \
+	  $(FUZZ) run $(FUZZ_FLAGS) $$target corpus/$$target $$seeds -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit 1; done
 
 clean:
 	$(CARGO) clean

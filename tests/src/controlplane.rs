@@ -19,7 +19,7 @@ use tonic::{Request, Status};
 use crate::eventually;
 use crate::guard::{Guard, signal};
 use crate::http;
-use crate::proxy::{address_after, config_file, program};
+use crate::proxy::{Logging, address_of, config_file, program};
 
 /// How long the program may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -84,10 +84,22 @@ impl ControlPlane {
     #[must_use]
     #[track_caller]
     pub fn start(text: &str) -> Self {
+        Self::start_logging(text, Logging { filter: "info", format: "text" })
+    }
+
+    /// The same with another log.
+    ///
+    /// # Panics
+    /// As [`ControlPlane::start`].
+    #[must_use]
+    #[track_caller]
+    pub fn start_logging(text: &str, logging: Logging) -> Self {
         let file = config_file(text);
         let mut child = Command::new(program().with_file_name("helios-controlplane"))
             .arg("--config")
             .arg(&file)
+            .args(["--log-format", logging.format])
+            .env("RUST_LOG", logging.filter)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -102,8 +114,8 @@ impl ControlPlane {
         let end = Instant::now() + PATIENCE;
         loop {
             let lines = log.lock().unwrap().clone();
-            let found = |key: &str| lines.iter().find_map(|line| address_after(line, key));
-            let all = (found("discovery address="), found("management address="), found("admin address="));
+            let found = |what: &str| lines.iter().find_map(|line| address_of(line, what));
+            let all = (found("discovery"), found("management"), found("admin"));
             if let (Some(discovery), Some(management), Some(admin)) = all {
                 return Self { discovery, management, admin, pid, child, log, _guard: guard };
             }
@@ -155,6 +167,12 @@ impl ControlPlane {
     #[must_use]
     pub fn operator(&self, role: &str) -> Operator {
         Operator::new(self.management, Some(&token(role)))
+    }
+
+    /// All lines of the log so far.
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
     }
 
     /// Lines of the log with this text in them.

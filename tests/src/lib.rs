@@ -1,6 +1,7 @@
 //! Harness: real PostgreSQL clusters ([`Cluster`]), the proxy as a process ([`Proxy`]), control planes for a fleet of
 //! them ([`ControlPlane`]), etcd behind these ([`Etcd`]), clusters that Patroni leads ([`Patroni`]), clients
-//! that check every answer ([`Load`]), networks that can be cut ([`Net`]), and a client that sends any bytes ([`Raw`]). Everything that it starts ends with the test process, also when that is killed ([`guard`]).
+//! that check every answer ([`Load`], [`soak`], [`races`]), networks that can be cut ([`Net`]), and a client that sends any bytes
+//! ([`Raw`]). Everything that it starts ends with the test process, also when that is killed ([`guard`]).
 //! Never mocks a server, never waits a fixed time: it asks again until an answer is there or a deadline has passed.
 // Test code: a broken assumption has to stop the test, loudly and where it happens.
 #![allow(clippy::unwrap_used, clippy::as_conversions, clippy::too_many_lines)]
@@ -8,6 +9,7 @@
 mod backup;
 pub mod cluster;
 pub mod controlplane;
+pub mod dice;
 pub mod etcd;
 pub mod guard;
 pub mod heliosctl;
@@ -18,7 +20,9 @@ pub mod patroni;
 pub mod pki;
 pub mod programs;
 pub mod proxy;
+pub mod races;
 pub mod raw;
+pub mod soak;
 pub mod socket;
 
 use std::net::TcpListener;

@@ -22,6 +22,18 @@ use crate::{cluster, eventually};
 /// How long the proxy may take to start, reload or stop.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a program logs, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Logging {
+    /// `RUST_LOG`.
+    pub filter: &'static str,
+    /// `--log-format`: `text` or `json`.
+    pub format: &'static str,
+}
+
+/// What a proxy logs in tests.
+const LOG: Logging = Logging { filter: "heliosdb_proxy=debug,info", format: "text" };
+
 /// A configuration file in the making, in the guide's order.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -216,7 +228,17 @@ impl Proxy {
     #[must_use]
     #[track_caller]
     pub fn start(text: &str) -> Self {
-        Self::launch(text, Command::new("sh"))
+        Self::launch(text, Command::new("sh"), LOG)
+    }
+
+    /// The same with another log.
+    ///
+    /// # Panics
+    /// As [`Proxy::start`].
+    #[must_use]
+    #[track_caller]
+    pub fn start_logging(text: &str, log: Logging) -> Self {
+        Self::launch(text, Command::new("sh"), log)
     }
 
     /// The same inside a network of its own.
@@ -229,16 +251,16 @@ impl Proxy {
         let prefix = net.prefix();
         let mut command = Command::new(&prefix[0]);
         command.args(&prefix[1..]).arg("sh");
-        Self::launch(text, command)
+        Self::launch(text, command, LOG)
     }
 
     #[track_caller]
-    fn launch(text: &str, mut command: Command) -> Self {
+    fn launch(text: &str, mut command: Command, logging: Logging) -> Self {
         let file = config_file(text);
         command
             .args(["-c", "ulimit -n 65536 2>/dev/null || ulimit -n \"$(ulimit -Hn)\"; exec \"$0\" \"$@\""]);
-        command.arg(program()).arg("--config").arg(&file).args(["--log-format", "text"]);
-        command.env("RUST_LOG", "heliosdb_proxy=debug,info").env("NO_COLOR", "1");
+        command.arg(program()).arg("--config").arg(&file).args(["--log-format", logging.format]);
+        command.env("RUST_LOG", logging.filter).env("NO_COLOR", "1");
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
@@ -250,8 +272,9 @@ impl Proxy {
         let unset = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut proxy = Self { address: unset, admin: unset, pid, child, log, file, guard };
         loop {
-            let found = |key: &str| proxy.logged(key).first().and_then(|l| address_after(l, key));
-            if let (Some(address), Some(admin)) = (found("listening address="), found("admin address=")) {
+            let lines = proxy.log();
+            let found = |what: &str| lines.iter().find_map(|line| address_of(line, what));
+            if let (Some(address), Some(admin)) = (found("listening"), found("admin")) {
                 (proxy.address, proxy.admin) = (address, admin);
                 return proxy;
             }
@@ -311,6 +334,12 @@ impl Proxy {
     #[must_use]
     pub fn raw(&self, role: &str) -> (Raw, Hello) {
         Raw::login(self.port(), role, &cluster::password(role))
+    }
+
+    /// The same in TLS.
+    #[must_use]
+    pub fn raw_tls(&self, role: &str) -> (Raw, Hello) {
+        Raw::login_tls(self.port(), role, &cluster::password(role))
     }
 
     /// All lines of the log so far.
@@ -401,9 +430,14 @@ impl Proxy {
     }
 }
 
-/// The address that follows `key` in a line.
-pub(crate) fn address_after(line: &str, key: &str) -> Option<SocketAddr> {
-    line.split_once(key)?.1.split_whitespace().next()?.parse().ok()
+/// The address in a line of the log, text or JSON, that says `what` listens.
+pub(crate) fn address_of(line: &str, what: &str) -> Option<SocketAddr> {
+    if line.starts_with('{') {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        let said = line.get("fields").unwrap_or(&line);
+        return if said["message"] == what { said["address"].as_str()?.parse().ok() } else { None };
+    }
+    line.split_once(&format!("{what} address="))?.1.split_whitespace().next()?.parse().ok()
 }
 
 impl Drop for Proxy {

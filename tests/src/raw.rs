@@ -16,6 +16,9 @@ use crate::socket::{Refused, Socket};
 /// How long an answer may take before the test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Asks for TLS.
+pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
 /// One message from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -134,6 +137,40 @@ pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Parse, with no types.
+#[must_use]
+pub fn parse(name: &str, sql: &str) -> Vec<u8> {
+    message(b'P', format!("{name}\0{sql}\0\0\0").as_bytes())
+}
+
+/// Bind with these text parameters to the unnamed portal, Execute.
+///
+/// # Panics
+/// On too many or too long parameters.
+#[must_use]
+pub fn call(name: &str, parameters: &[&str]) -> Vec<u8> {
+    let mut bind = format!("\0{name}\0\0\0").into_bytes();
+    bind.extend_from_slice(&u16::try_from(parameters.len()).unwrap().to_be_bytes());
+    for parameter in parameters {
+        bind.extend_from_slice(&u32::try_from(parameter.len()).unwrap().to_be_bytes());
+        bind.extend_from_slice(parameter.as_bytes());
+    }
+    bind.extend_from_slice(&[0, 0]);
+    [message(b'B', &bind), message(b'E', &[0; 5])].concat()
+}
+
+/// Sync.
+#[must_use]
+pub fn sync() -> Vec<u8> {
+    message(b'S', b"")
+}
+
+/// A statement by the extended protocol, unnamed, with its Sync.
+#[must_use]
+pub fn extended(sql: &str, parameters: &[&str]) -> Vec<u8> {
+    [parse("", sql), call("", parameters), sync()].concat()
+}
+
 /// A Query message.
 #[must_use]
 pub fn query(sql: &str) -> Vec<u8> {
@@ -169,10 +206,26 @@ impl Raw {
     /// When the login is refused.
     #[must_use]
     pub fn login(port: u16, user: &str, password: &str) -> (Self, Hello) {
+        Self::connect(port).start(user, password)
+    }
+
+    /// Connects, asks for TLS, and logs in.
+    ///
+    /// # Panics
+    /// When TLS or the login is refused.
+    #[must_use]
+    pub fn login_tls(port: u16, user: &str, password: &str) -> (Self, Hello) {
         let mut raw = Self::connect(port);
-        raw.send(&startup(0x0003_0000, &[("user", user), ("database", "postgres")]));
-        let hello = raw.finish_login(user, password);
-        (raw, hello.unwrap_or_else(|e| panic!("login of {user}: {:?} {:?}", e.sqlstate(), e.error())))
+        raw.send(&SSL_REQUEST);
+        assert_eq!(raw.byte(PATIENCE), Some(b'S'), "the server has TLS");
+        raw.encrypt(&["postgresql"]).unwrap();
+        raw.start(user, password)
+    }
+
+    fn start(mut self, user: &str, password: &str) -> (Self, Hello) {
+        self.send(&startup(0x0003_0000, &[("user", user), ("database", "postgres")]));
+        let hello = self.finish_login(user, password);
+        (self, hello.unwrap_or_else(|e| panic!("login of {user}: {:?} {:?}", e.sqlstate(), e.error())))
     }
 
     /// Begins TLS now, with these names of protocols; an `S` was read before, unless the server needs no request.

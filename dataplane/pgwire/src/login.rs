@@ -58,8 +58,8 @@ pub enum Answer<'a> {
     Scram,
 }
 
-/// What a backend said of itself while logging in.
-#[derive(Debug, Clone, Default)]
+/// What a backend said of itself while logging in. Has no Debug: its key is a secret.
+#[derive(Clone, Default)]
 pub struct Welcome {
     /// Parameters reported, in order.
     pub parameters: Vec<(Vec<u8>, Vec<u8>)>,

@@ -61,10 +61,21 @@ pub async fn clean(
     match timeout(CLEAN_TIMEOUT, steps(&mut conn, &mut left, reset_query)).await {
         Ok(Ok(true)) => Some(conn),
         _ => {
-            conn.close();
+            abandon(conn, &left.ledger).await;
             None
         }
     }
+}
+
+/// Closes a connection. What it still runs is cancelled before: the backend would go on, with all its locks, and notice only
+/// when it has an answer that nobody takes.
+pub async fn abandon(conn: Box<ServerConn>, ledger: &Ledger) {
+    if !ledger.settled()
+        && let Err(error) = cancel(&conn.ident).await
+    {
+        tracing::debug!(%error, "could not cancel what a closed connection ran");
+    }
+    conn.close();
 }
 
 async fn steps(conn: &mut ServerConn, left: &mut Leftover, reset_query: &str) -> io::Result<bool> {

@@ -16,8 +16,7 @@ use std::time::{Duration, Instant};
 /// A connection that idled longer is asked for its state at checkout; below that its last use just proved it.
 const FRESH: Duration = Duration::from_millis(1);
 
-/// What a cancel request must name.
-#[derive(Debug)]
+/// What a cancel request must name. Has no Debug: its key is a secret.
 pub struct ServerIdent {
     /// Address that the connection really has.
     pub addr: SocketAddr,

@@ -18,7 +18,7 @@ use crate::pool::Waiter;
 use crate::registry::SessionHandle;
 use crate::server::ServerConn;
 use crate::server::ask::refusal;
-use crate::server::clean::{Leftover, clean};
+use crate::server::clean::{Leftover, abandon, clean};
 use crate::server::settings::dress;
 use crate::stream::Stream;
 use crate::worker::Worker;
@@ -465,7 +465,11 @@ impl Session {
         conn.settings = settings;
         let left = Leftover { ledger, unread, buf: std::mem::take(&mut self.to_server.inbox) };
         if half_sent || !uncancelled || !pins.kept_by_discard().is_empty() {
-            return conn.close();
+            if left.ledger.settled() {
+                return conn.close();
+            }
+            self.worker.shared.cleanups.spawn(async move { abandon(conn, &left.ledger).await });
+            return;
         }
         conn.needs_reset |= reset;
         let reset_query = self.worker.shared.pools.view().settings().pool.reset_query.clone();

@@ -21,6 +21,9 @@ pub struct Report(Vec<Problem>);
 impl Report {
     pub(super) fn new(mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.line);
+        for problem in &mut problems {
+            problem.text = without_credentials(&problem.text);
+        }
         Self(problems)
     }
 
@@ -33,6 +36,16 @@ impl Report {
     pub fn problems(&self) -> &[Problem] {
         &self.0
     }
+}
+
+/// The text without what stands before an `@` in what it quotes: `http://user:password@host` is refused as an address, and
+/// is a password all the same.
+fn without_credentials(text: &str) -> String {
+    let parts = text.split('"').map(|part| match part.rsplit_once('@') {
+        Some((_, host)) => format!("***@{host}"),
+        None => part.to_owned(),
+    });
+    parts.collect::<Vec<_>>().join("\"")
 }
 
 impl fmt::Display for Problem {

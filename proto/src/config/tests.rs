@@ -299,6 +299,10 @@ const PROBLEMS: &[(&str, &str)] = &[
         r#"3: endpoint "etcd:2379" is not an address such as "http://etcd-1:2379""#,
     ),
     (
+        "[store]\nkind = \"etcd\"\nendpoints = [\"http://root:password@etcd:2379\"]",
+        r#"3: endpoint "***@etcd:2379" is not an address such as "http://etcd-1:2379""#,
+    ),
+    (
         "[store]\nkind = \"etcd\"\nendpoints = [\"https://etcd:2379\"]",
         r#"3: endpoint "https://etcd:2379": https is not supported by this version; use http in a trusted network"#,
     ),
@@ -470,6 +474,10 @@ const PROBLEMS: &[(&str, &str)] = &[
         r#"1: host "h:5432" has a port in it; write the port as port"#,
     ),
     ("[[nodes]]\nhost = \"h x\"\nrole = \"replica\"", r#"1: host "h x" is not a host name or an IP address"#),
+    (
+        "[[nodes]]\nhost = \"user:password@h\"\nrole = \"replica\"",
+        r#"1: host "***@h" has a port in it; write the port as port"#,
+    ),
 ];
 
 #[test]

@@ -90,3 +90,35 @@ fn a_half_closed_client_that_waits_for_a_server_is_answered() {
     holder.query("commit");
     assert!(waiter.until_ready(1).iter().any(|m| m.tag == b'D' && m.fields() == ["41"]));
 }
+
+#[test]
+fn what_a_client_that_was_cut_off_has_running_ends_with_it() {
+    let cluster = Cluster::shared();
+    let proxy = proxy(1);
+    let mut direct = cluster.primary().superuser();
+    let runs =
+        "select count(*) from pg_stat_activity where query like 'select repeat%' and wait_event = 'PgSleep'";
+    let mut runs = move || direct.query_one(runs, &[]).unwrap().get::<_, i64>(0) > 0;
+    // On connections that are cleaned for the next session, and on one that is closed.
+    for before in ["select 1", "select pg_advisory_lock(4740)", "set my.state = 'any'"] {
+        let (mut raw, _) = proxy.raw("app");
+        raw.query(before);
+        raw.send(&query("select repeat('x', 100000); select pg_sleep(600)"));
+        raw.next(PATIENCE);
+        eventually(PATIENCE, "the statement runs", &mut runs);
+        // With bytes unread: the system resets the connection.
+        drop(raw);
+        eventually(PATIENCE, before, || !runs());
+    }
+    // Behind a Flush nobody can say Sync any more.
+    let (mut raw, _) = proxy.raw("app");
+    let all = [run("select repeat('x', 100000)"), run("select pg_sleep(600)"), message(b'H', b"")].concat();
+    raw.send(&all);
+    raw.next(PATIENCE);
+    let mut direct = cluster.primary().superuser();
+    let sleeps = "select count(*) from pg_stat_activity where query = 'select pg_sleep(600)' and wait_event = 'PgSleep'";
+    let mut sleeps = move || direct.query_one(sleeps, &[]).unwrap().get::<_, i64>(0) > 0;
+    eventually(PATIENCE, "the statement runs", &mut sleeps);
+    drop(raw);
+    eventually(PATIENCE, "unsynced", || !sleeps());
+}

@@ -1,6 +1,7 @@
 //! Settings of many sessions over one server connection: each has its own, whatever the others do, and nobody keeps the
 //! connection for it.
 
+use helios_tests::dice::Dice;
 use helios_tests::raw::PATIENCE;
 use helios_tests::{Cluster, Config, Proxy, Role, eventually};
 use postgres::{Client, SimpleQueryMessage};
@@ -215,16 +216,6 @@ fn nothing_that_undoes_or_hides_a_setting_leaks_it() {
             assert_eq!(one(&mut other, show), before, "{statements:?}");
             assert_eq!(one(&mut a, show), one(&mut alone, show), "{statements:?}");
         }
-    }
-}
-
-/// Numbers that look random and are the same in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % sides
     }
 }
 
