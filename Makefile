@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 CARGO := cargo
 PROXY := -p heliosdb-proxy
 
-.PHONY: setup demo test check lint features bench bench-failover bench-fleet soak fuzz clean
+.PHONY: setup demo test check lint features instructions micro bench bench-failover bench-fleet soak fuzz clean
 
 # Installs what is missing (PostgreSQL 15 and 18, PgBouncer, etcd, Patroni, protoc, drivers with their languages).
 setup:
@@ -19,7 +19,7 @@ demo:
 # Everything that a change has to pass.
 test: setup check
 
-check: lint features
+check: lint features instructions
 	$(CARGO) build --profile fast --locked $(PROXY) -p helios-controlplane -p heliosctl
 	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" timeout --foreground 1800 $(CARGO) test --profile fast --locked --workspace
 
@@ -33,11 +33,21 @@ features:
 	$(CARGO) clippy --profile fast --locked $(PROXY) --no-default-features --features pool-modes --all-targets -- -D warnings
 	$(CARGO) clippy --profile fast --locked $(PROXY) --features pool-modes,distribcache --all-targets -- -D warnings
 
-# The proxy against PgBouncer; BENCH takes options of tests/bench/run.py, such as BENCH="--rounds 5".
+# The proxy against PgBouncer, HAProxy and PostgreSQL itself; BENCH takes options of tests/bench/run.py, such as
+# BENCH="--rounds 5 --workloads all --syscalls --svg ratios.svg".
 bench:
 	tools/setup --without-drivers
 	$(CARGO) build --release --locked $(PROXY)
 	python3 tests/bench/run.py --proxy "$(TARGET)/release/heliosdb-proxy" $(BENCH)
+
+# How long each piece of the hot path takes, without sockets, and how many instructions it is: more of them than
+# tests/micro/instructions.txt has, by 3 %, are an error; INSTRUCTIONS=--renew writes it anew.
+micro:
+	$(CARGO) bench --locked -p helios-micro
+
+instructions:
+	$(CARGO) build --release --locked -p helios-micro
+	tools/instructions --program "$(TARGET)/release/helios-micro" $(INSTRUCTIONS)
 
 # From the end of a promotion to the first write, twenty times; BENCH takes options, such as BENCH="--kind planned".
 bench-failover:
