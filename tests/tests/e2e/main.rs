@@ -29,6 +29,7 @@ mod pooling;
 mod postgres18;
 mod relayed;
 mod replication;
+mod rotation;
 mod routing;
 mod scale;
 mod settings;
