@@ -29,6 +29,7 @@ mod pooling;
 mod postgres18;
 mod relayed;
 mod replication;
+mod rolling;
 mod rotation;
 mod routing;
 mod scale;
