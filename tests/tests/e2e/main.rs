@@ -16,6 +16,7 @@ mod failover;
 mod failures;
 mod faults;
 mod foreign;
+mod full;
 mod harness;
 mod heliosctl;
 mod hostile;
