@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
+use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
@@ -19,6 +20,9 @@ const POSITIVE: u32 = 0x7fff_ffff;
 /// Instead of a number: cancel requests go nowhere else, process ids are any.
 const ALONE: u32 = u32::MAX;
 
+/// How long a data plane that stops waits for a pause of a client that sends one statement after the other.
+const BUSY: Duration = Duration::from_secs(1);
+
 /// Most cancel requests on their way for one session: more say nothing new, and each is a connection to the server.
 const MOST_CANCELS: u32 = 2;
 
@@ -29,7 +33,7 @@ pub struct SessionHandle {
     /// Our secret in BackendKeyData: 4 bytes up to protocol 3.1, 32 from 3.2 on.
     pub key: Vec<u8>,
     waker: Mutex<Option<Waker>>,
-    draining: Arc<AtomicBool>,
+    draining: Arc<OnceLock<Instant>>,
     cancelled: AtomicBool,
     target: Mutex<Target>,
 }
@@ -46,7 +50,7 @@ struct Target {
 /// Sessions by process id.
 pub struct Registry {
     sessions: Mutex<HashMap<u32, Arc<SessionHandle>>>,
-    draining: Arc<AtomicBool>,
+    draining: Arc<OnceLock<Instant>>,
     /// Of this data plane in its fleet; 0: it has none yet.
     number: AtomicU32,
     elsewhere: OnceLock<mpsc::Sender<Stranger>>,
@@ -177,7 +181,7 @@ impl Registry {
 
     /// Tells every session to end at its next rest.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+        let _ = self.draining.set(Instant::now());
         self.wake_all();
     }
 
@@ -216,7 +220,13 @@ impl SessionHandle {
     /// Whether the data plane stops.
     #[must_use]
     pub fn draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.draining.get().is_some()
+    }
+
+    /// Whether it has been stopping for so long that a client which never pauses is not waited for any more.
+    #[must_use]
+    pub fn overdue(&self) -> bool {
+        self.draining.get().is_some_and(|since| since.elapsed() >= BUSY)
     }
 
     /// Whether the client cancelled the statement that waits for a server connection.
@@ -317,6 +327,18 @@ mod tests {
             (stranger.owner(), stranger.pid, stranger.key.to_vec())
         };
         assert_eq!(tokio::join!(asking, answering).1, (5, (5 << SLOT_BITS) | 9, b"key!".to_vec()));
+    }
+
+    #[test]
+    fn who_never_pauses_is_waited_for_a_while_when_the_data_plane_stops() {
+        let registry = Arc::new(Registry::default());
+        let session = registry.register(0x0003_0000);
+        assert!(!session.handle.draining() && !session.handle.overdue());
+        registry.drain();
+        assert!(session.handle.draining() && !session.handle.overdue());
+        let late = Arc::new(Registry::default());
+        late.draining.set(Instant::now().checked_sub(BUSY).unwrap()).unwrap();
+        assert!(late.register(0x0003_0000).handle.overdue());
     }
 
     #[tokio::test]

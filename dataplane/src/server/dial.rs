@@ -18,6 +18,8 @@ use zeroize::Zeroizing;
 
 /// Longest wait for a TCP connection or for one answer of a backend during login.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest login in all: a backend that says a little now and then would hold for ever whoever waits for it.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes read at once during login.
 const CHUNK: usize = 4096;
 
@@ -140,10 +142,17 @@ pub async fn dial(
     who: Who<'_>,
     credential: &Arc<Credential>,
 ) -> Result<(Secured, Box<Welcome>), DialError> {
-    match Opening::start(to, who).await? {
-        Opened::Ready(secured, welcome) => Ok((secured, welcome)),
-        Opened::Asked(opening, asked) => opening.finish(asked, who.user, credential).await,
-    }
+    let login = async {
+        match Opening::start(to, who).await? {
+            Opened::Ready(secured, welcome) => Ok((secured, welcome)),
+            Opened::Asked(opening, asked) => opening.finish(asked, who.user, credential).await,
+        }
+    };
+    let late = |_| {
+        let place = (to.0.host.clone(), to.0.port);
+        Err(failed(&place, io::ErrorKind::TimedOut.into()))
+    };
+    tokio::time::timeout(LOGIN_TIMEOUT, login).await.unwrap_or_else(late)
 }
 
 impl Opening {

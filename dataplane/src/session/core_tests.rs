@@ -133,6 +133,18 @@ fn a_statement_is_forwarded_untouched_and_frees_its_server() {
 }
 
 #[test]
+fn a_server_that_says_what_was_not_asked_is_lost_and_nothing_of_that_is_forwarded() {
+    let answer = [bare(b'T'), bare(b'D'), bare(b'C'), ready(TxStatus::Idle)].concat();
+    for more in [bare(b'T'), bare(b'1'), bare(b'R'), bare(b'!'), bare(b'G'), ready(TxStatus::Idle)] {
+        let mut play = Play::new(PoolMode::Transaction);
+        play.client_bound(&query("update t set i = 1"), false);
+        let both = [answer.clone(), more].concat();
+        assert_eq!(play.server(&both), (answer.len(), ServerOutcome::Fatal));
+        assert!(!play.core.may_release());
+    }
+}
+
+#[test]
 fn any_split_of_the_clients_bytes_forwards_the_same() {
     let script = [query("begin"), extended("insert into t values (1)"), query("commit"), bare(b'F')].concat();
     for size in 1..=script.len() {

@@ -13,6 +13,7 @@ use crate::route::{Loads, Reason};
 use crate::server::ServerConn;
 use crate::stream::Stream;
 use crate::worker::{Bench, Tools, Worker};
+use helios_pgwire::PgError;
 use helios_proto::model::{Evidence, PoolMode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -321,6 +322,10 @@ impl Session {
             Poll::Ready(Err(_)) => return Err(Step::ClientGone),
             Poll::Pending => return Ok(false),
         };
+        if self.must_leave() {
+            // Told instead of an answer, so that it is sure that the statement was not executed.
+            return Err(Step::Ended(Ending::Error(Box::new(stops()))));
+        }
         let Bench { scratch, tools } = bench;
         let fresh = scratch.get(..n).unwrap_or_default();
         if !self.to_client.inbox.is_empty() {
@@ -345,6 +350,14 @@ impl Session {
     /// woken when that is over.
     fn is_held(&self) -> bool {
         self.server.as_ref().is_some_and(|server| server.slot.pool().is_held()) && self.core.at_rest()
+    }
+
+    /// The data plane stops, and the client begins something new instead of a pause.
+    fn must_leave(&self) -> bool {
+        self.handle.overdue()
+            && self.core.at_rest()
+            && self.to_client.inbox.is_empty()
+            && !self.to_client.blocked()
     }
 
     /// Bytes of the client wait for the server's answer, or for the client to read ours: read no more of them.
@@ -451,6 +464,11 @@ impl Session {
         server.slot.set_resting(false);
         self.to_server.send(&mut server.io, cx, bytes).map_err(|_| Step::ServerLost(None))
     }
+}
+
+/// What a client is told when the data plane stops.
+pub(super) fn stops() -> PgError {
+    PgError::fatal("57P01", "terminating connection due to administrator command")
 }
 
 /// Bytes of the client that wait for a server before no more are read.

@@ -4,7 +4,7 @@
 use super::acquire::{Failure, Seeker, timed_out};
 use super::checkout::Lead;
 use super::core::{Core, Ending};
-use super::drive::{Session, Step};
+use super::drive::{Session, Step, stops};
 use super::leg::Leg;
 use super::login::{LoggedIn, Login, Refusal, paced};
 use super::names::{Named, named};
@@ -575,7 +575,7 @@ impl Timer {
             Kind::InTransaction => {
                 PgError::fatal("25P03", "terminating connection due to idle-in-transaction timeout")
             }
-            Kind::Drain => PgError::fatal("57P01", "terminating connection due to administrator command"),
+            Kind::Drain => stops(),
             Kind::Idle => PgError::fatal("57P05", "terminating connection due to idle-session timeout"),
         };
         Event::TimedOut(Box::new(error))

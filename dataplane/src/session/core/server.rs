@@ -38,7 +38,14 @@ impl Core {
                     break;
                 }
             }
+            // What a client has broken, also by what it sent ahead of a COPY, is the server's to answer.
+            let clients = self.ledger.broken() || (tag == b'G' && !self.ledger.settled());
             self.receive(tag, whole, baseline);
+            if self.ledger.broken() && !clients {
+                // Nothing that it says can be told apart any more.
+                outcome = ServerOutcome::Fatal;
+                break;
+            }
             if let Some(cut) = self.cut(tag, at, whole) {
                 self.held = at.saturating_add(cut.insert.len());
                 return ServerStep { forward: 0, outcome: ServerOutcome::Cut(cut) };
