@@ -182,8 +182,9 @@ impl Query<'_> {
         usable.then_some(index)
     }
 
+    /// A node that was never probed may be another cluster's: it takes no reads.
     fn is_reader(&self, index: usize, node: &NodeState) -> bool {
-        node.role != Role::Primary && self.snapshot.primary != Some(index)
+        node.role != Role::Primary && self.snapshot.primary != Some(index) && node.health == Health::Up
     }
 
     /// The nodes that take reads now: of the preferred role if there are any, of weight 0 only if there are no others.
@@ -191,7 +192,7 @@ impl Query<'_> {
         let mut sets = [Candidates::default(); 4];
         let (mut lagging, mut failed) = (false, false);
         for (index, node) in self.snapshot.nodes.iter().enumerate().take(Candidates::MOST) {
-            if !self.is_reader(index, node) || node.health == Health::Down || !node.is_open() {
+            if !self.is_reader(index, node) || !node.is_open() {
                 continue;
             }
             if self.loads.suspect(index) {

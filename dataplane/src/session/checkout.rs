@@ -3,7 +3,7 @@
 
 use super::acquire::timed_out;
 use super::core::Ending;
-use super::drive::{Session, Step};
+use super::drive::{Session, Step, stops};
 use crate::metrics::count;
 use crate::pool::identity::Greeting;
 use crate::pool::node::Request;
@@ -111,7 +111,7 @@ impl Session {
         let end = |error: PgError| Err(Step::Ended(Ending::Error(Box::new(error))));
         if view.snapshot.hold.as_ref().is_some_and(|hold| hold.until > Instant::now()) {
             // The planned change of primary would end the session anyway.
-            return end(PgError::fatal("57P01", "terminating connection due to administrator command"));
+            return end(stops());
         }
         let Some(mut conn) = self.own.take().filter(|conn| !conn.slot.pool().is_down()) else {
             return end(PgError::fatal("08006", "connection to the server was lost"));

@@ -208,6 +208,9 @@ fn hints_narrow() {
     w.goes("/* helios:node=primary route=standby */ select 1", READERS, Reason::Hint);
     w.goes("/* helios:node=replica-1 route=primary */ select 1", &[0], Reason::Hint);
     w.goes("/* helios:route=standby route=primary */ select 1", &[0], Reason::Hint);
+    w.snapshot.nodes[3].health = Health::Unknown;
+    w.goes("/* helios:node=replica-2 */ select 1", &[1, 2], Reason::ReadQuery);
+    w.goes("select 1", &[1, 2], Reason::ReadQuery);
     w.snapshot.nodes[3].health = Health::Down;
     w.goes("/* helios:node=replica-2 */ select 1", &[1, 2], Reason::ReadQuery);
     w.snapshot.nodes[2].health = Health::Down;
