@@ -191,7 +191,12 @@ impl<'a> Seeker<'a> {
                 return Next::Retry;
             }
             error if error.is_for_now() => {}
-            DialError::Login(LoginError::Refused { raw, .. }) => {
+            DialError::Login(LoginError::Refused { raw, sqlstate, .. }) => {
+                if sqlstate.starts_with("28") || sqlstate == "42501" {
+                    // What was proved of the role is not so any more.
+                    let Identity { user, database, .. } = self.identity.as_ref();
+                    self.worker.shared.auth.doubt(user, database);
+                }
                 return Next::Fail(Failure::Session(raw.clone()));
             }
             DialError::Login(_) | DialError::NoCredential(_) | DialError::Tls { .. } => {

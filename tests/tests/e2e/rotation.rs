@@ -56,6 +56,23 @@ fn a_new_password_gets_in_at_the_second_try_at_worst_and_the_old_one_not_after_t
 }
 
 #[test]
+fn a_refused_server_connection_puts_the_proof_in_doubt() {
+    let cluster = Cluster::shared();
+    cluster.execute("create role doubted login password 'one-secret'");
+    let proxy = proxy(3600);
+    let mut held = login(&proxy, "doubted", "one-secret", "postgres").unwrap();
+    cluster.execute("alter role doubted password 'two-secret'");
+    let mut superuser = cluster.primary().superuser();
+    let mine = "select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = 'doubted'";
+    assert!(!superuser.query(mine, &[]).unwrap().is_empty());
+    // It needs a server connection, which what is remembered does not open any more.
+    let refused = held.batch_execute("select 1").unwrap_err();
+    assert_eq!(told(&refused), "28P01");
+    assert_eq!(enter(&proxy, "doubted", "one-secret", "postgres").err().as_deref(), Some("28P01"));
+    login(&proxy, "doubted", "two-secret", "postgres").expect("the new password, at the first try");
+}
+
+#[test]
 fn what_the_server_takes_back_counts_once_the_proof_is_old() {
     let cluster = Cluster::shared();
     cluster.execute("create database closing");

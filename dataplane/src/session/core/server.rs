@@ -21,6 +21,13 @@ impl Core {
                 break;
             };
             let Some(Header { tag, size }) = header else { break };
+            if matches!(tag, b'D' | b'd') {
+                // A row settles nothing that is owed, and is never cut; there are many of them.
+                self.final_reply();
+                at = at.saturating_add(size.min(rest.len()));
+                self.server_skip = size.saturating_sub(size.min(rest.len()));
+                continue;
+            }
             let whole = rest.get(..size);
             if whole.is_none() && size <= SMALL && matches!(tag, b'Z' | b'E' | b'S' | b'C') {
                 break;
