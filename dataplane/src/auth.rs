@@ -16,11 +16,15 @@ use helios_pgwire::md5;
 use helios_pgwire::scram::{DEFAULT_ITERATIONS, Keys, Verifier};
 use helios_proto::model::{Settings, UserProof};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
+
+/// Addresses remembered by role from which a login failed.
+const MOST_DOUBTS: usize = 64;
 
 /// How a client proves that it is a role.
 #[derive(Clone)]
@@ -45,6 +49,8 @@ pub struct Known {
     proved_at: Instant,
     /// A login failed since: the next one is checked on the backend.
     doubted: bool,
+    /// The same for clients at these addresses only.
+    doubted_from: Vec<IpAddr>,
     /// From `[[users]]`, with what it was made of.
     source: Option<UserProof>,
 }
@@ -98,7 +104,15 @@ impl Auth {
         };
         let epoch = self.next_epoch();
         let now = Instant::now();
-        let known = Known { proof, credential, epoch, proved_at: now, doubted: false, source: Some(source) };
+        let known = Known {
+            proof,
+            credential,
+            epoch,
+            proved_at: now,
+            doubted: false,
+            doubted_from: Vec::new(),
+            source: Some(source),
+        };
         self.roles().insert(key, known.clone());
         Some(known)
     }
@@ -122,6 +136,7 @@ impl Auth {
             epoch,
             proved_at,
             doubted: false,
+            doubted_from: Vec::new(),
             source: None,
         };
         roles.insert(key, known);
@@ -133,17 +148,29 @@ impl Auth {
         Verifier::nobody(self.mock.get_or_init(random), user)
     }
 
-    /// A role that a login has proved on the backend within `ttl`, and that no failed login has put in doubt.
-    pub fn learned(&self, user: &[u8], database: &[u8], ttl: Duration) -> Option<Known> {
+    /// A role that a login has proved on the backend within `ttl`, and that no failed login has put in doubt for a client at
+    /// this address.
+    pub fn learned(&self, (user, database): (&[u8], &[u8]), from: IpAddr, ttl: Duration) -> Option<Known> {
         let roles = self.roles();
         let known = roles.get(&(user.to_vec(), Some(database.to_vec())))?;
-        (!known.doubted && known.proved_at.elapsed() < ttl).then(|| known.clone())
+        let doubted = known.doubted || known.doubted_from.contains(&from.to_canonical());
+        (!doubted && known.proved_at.elapsed() < ttl).then(|| known.clone())
     }
 
-    /// A login of this role failed at the proxy: perhaps its password has changed.
-    pub fn doubt(&self, user: &[u8], database: &[u8]) {
+    /// A login of this role failed at the proxy: perhaps its password has changed. With an address, that counts for clients
+    /// there.
+    pub fn doubt(&self, user: &[u8], database: &[u8], from: Option<IpAddr>) {
         if let Some(known) = self.roles().get_mut(&(user.to_vec(), Some(database.to_vec()))) {
-            known.doubted = true;
+            match from {
+                None => known.doubted = true,
+                Some(from) if known.doubted_from.contains(&from) => {}
+                Some(from) => {
+                    if known.doubted_from.len() >= MOST_DOUBTS {
+                        known.doubted_from.remove(0);
+                    }
+                    known.doubted_from.push(from);
+                }
+            }
         }
     }
 
@@ -186,6 +213,7 @@ impl Auth {
             epoch: self.next_epoch(),
             proved_at: Instant::now(),
             doubted: false,
+            doubted_from: Vec::new(),
             source: None,
         };
         let epoch = known.epoch;

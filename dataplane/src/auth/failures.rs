@@ -1,5 +1,6 @@
 //! How long a wrong password is answered late: the more often a role was tried in vain from one address, the longer, so that
-//! guessing is slow. Never locks anybody out: who has the right password is let in at once. Sees no password.
+//! who waits for the answers guesses slowly. Never locks anybody out: who has the right password is let in at once, which who
+//! gives up early may tell; limits of connections bound those. Sees no password.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -47,7 +48,8 @@ impl Failures {
         if known.len() >= MOST && !known.contains_key(&key) {
             known.retain(|_, failed| now.saturating_duration_since(failed.last) < FORGET);
             if known.len() >= MOST {
-                known.clear();
+                let oldest = known.iter().min_by_key(|(_, failed)| failed.last).map(|(key, _)| key.clone());
+                oldest.and_then(|oldest| known.remove(&oldest));
             }
         }
         let failed = known.entry(key).or_insert(Failed { times: 0, last: now });

@@ -79,7 +79,7 @@ impl LookUp {
             // No server could be asked for it.
             return Ok(Found::Nobody);
         }
-        let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|node| node.health != Health::Down);
+        let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|node| node.health == Health::Up);
         let primary = view.snapshot.primary.into_iter();
         let others = (0..view.pools.len()).filter(|i| Some(*i) != view.snapshot.primary).filter(up);
         let mut failed = LookUpError::NoNode;

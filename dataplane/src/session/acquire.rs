@@ -141,7 +141,7 @@ impl<'a> Seeker<'a> {
     /// What the client must be told.
     pub async fn greet(self) -> Result<(), super::login::Refusal> {
         let any = |view: &View| {
-            let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health != Health::Down);
+            let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health == Health::Up);
             view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up))
         };
         match self.seek(any).await {
@@ -195,7 +195,7 @@ impl<'a> Seeker<'a> {
                 if sqlstate.starts_with("28") || sqlstate == "42501" {
                     // What was proved of the role is not so any more.
                     let Identity { user, database, .. } = self.identity.as_ref();
-                    self.worker.shared.auth.doubt(user, database);
+                    self.worker.shared.auth.doubt(user, database, None);
                 }
                 return Next::Fail(Failure::Session(raw.clone()));
             }

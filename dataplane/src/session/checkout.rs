@@ -3,7 +3,7 @@
 
 use super::acquire::timed_out;
 use super::core::Ending;
-use super::drive::{Session, Step, stops};
+use super::drive::{Session, Step};
 use crate::metrics::count;
 use crate::pool::identity::Greeting;
 use crate::pool::node::Request;
@@ -65,10 +65,11 @@ impl Session {
         let since = Instant::now();
         let view = tools.view();
         self.refresh(&view);
-        let choice = self.choose(&view, tools);
         if self.alone {
-            return self.take_own(&view);
+            let error = PgError::fatal("08006", "connection to the server was lost");
+            return Err(Step::Ended(Ending::Error(Box::new(error))));
         }
+        let choice = self.choose(&view, tools);
         let revision = view.snapshot.revision;
         let lead = Lead { choice: Some((revision, choice.node)), ..Lead::since(since) };
         let Some((node, pool)) = choice.node.and_then(|i| Some((i, view.pools.get(i)?))) else {
@@ -106,22 +107,12 @@ impl Session {
         }
     }
 
-    /// The connection that the login was passed on to; without it there is none.
-    fn take_own(&mut self, view: &View) -> Result<bool, Step> {
-        let end = |error: PgError| Err(Step::Ended(Ending::Error(Box::new(error))));
-        if view.snapshot.hold.as_ref().is_some_and(|hold| hold.until > Instant::now()) {
-            // The planned change of primary would end the session anyway.
-            return end(stops());
-        }
-        let Some(mut conn) = self.own.take().filter(|conn| !conn.slot.pool().is_down()) else {
-            return end(PgError::fatal("08006", "connection to the server was lost"));
-        };
-        let node = view.pools.iter().position(|pool| Arc::ptr_eq(pool, conn.slot.pool()));
-        let (Some(node), Ok(conn)) = (node.filter(|_| conn.is_alive()), conn.adopt(self.worker.id)) else {
-            return end(PgError::fatal("08006", "connection to the server was lost"));
-        };
-        self.bind(conn, node, view);
-        Ok(true)
+    /// The connection that the login was passed on to is the session's, before any statement.
+    pub(super) fn bind_for_good(&mut self, mut conn: Box<ServerConn>) {
+        self.handle.set_server(&conn.ident);
+        let prepared = std::mem::take(&mut conn.prepared);
+        self.server = Some(conn);
+        self.core.bind_for_good(prepared);
     }
 
     fn leave_to_acquire(&mut self, lead: Lead) -> Result<bool, Step> {

@@ -341,6 +341,12 @@ impl Core {
         }
     }
 
+    /// A server connection that the session has from the start, and to which no other comes: nothing is run again.
+    pub fn bind_for_good(&mut self, prepared: Prepared) {
+        self.prepared = prepared;
+        self.bound = Some(Bound { standby: false, replayable: false });
+    }
+
     /// What the run does is not known after all: it may leave any state behind.
     pub fn distrust(&mut self) {
         self.pins = self.pins.union(Pins::SETTING);

@@ -47,9 +47,7 @@ pub struct Session {
     pub(super) client: Stream,
     pub(super) to_client: Leg,
     pub(super) server: Option<Box<ServerConn>>,
-    /// The connection that the login was passed on to, until the first statement.
-    pub(super) own: Option<Box<ServerConn>>,
-    /// The login was passed on: the session can have no other server connection than its own.
+    /// The login was passed on: the session has that server connection from the start, and can have no other.
     pub(super) alone: bool,
     pub(super) to_server: Leg,
     pub(super) core: Core,
@@ -118,7 +116,6 @@ impl Session {
     /// Whether the session holds nothing that belongs to its worker, and another worker would take it.
     fn may_move(&self) -> bool {
         self.server.is_none()
-            && !self.alone
             && self.place.is_none()
             && self.core.at_rest()
             && self.to_client.inbox.is_empty()

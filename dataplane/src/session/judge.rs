@@ -14,18 +14,23 @@ use crate::pool::{Checkout, Grant, NodePool, Outcome, Slot, View, Waiter};
 use crate::server::credential::Password;
 use crate::server::dial::{DialError, Opened, Opening, Passed, Secured, Who};
 use crate::server::{Credential, ServerConn};
-use helios_pgwire::frame::{MAX_AUTH, MAX_SASL};
+use helios_pgwire::frame::MAX_AUTH;
 use helios_pgwire::login::{Asked, LoginError, Welcome};
 use helios_pgwire::scram::MECHANISM;
 use helios_pgwire::startup::Startup;
 use helios_pgwire::{PgError, Severity, backend, md5};
 use helios_proto::model::{Evidence, Health, Settings};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::{timeout, timeout_at};
 use zeroize::Zeroizing;
 
-/// Longest wait for a client's next message while a server connection waits with it.
-const ANSWER: Duration = Duration::from_secs(5);
+/// Longest exchange that is passed on: a server connection waits for each answer of the client.
+const EXCHANGE: Duration = Duration::from_secs(5);
+
+/// Servers are waited for at least this long.
+const LEAST: Duration = Duration::from_secs(1);
 
 /// How a login was proved.
 pub(super) enum Way {
@@ -33,6 +38,15 @@ pub(super) enum Way {
     Pooled(Proved),
     /// The client has proved itself to the server on this connection, and only it can do so again.
     Relayed(Box<ServerConn>),
+}
+
+/// Which node may judge a login.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// The primary, or without one any that is up.
+    Any,
+    /// The primary: the session stays on this connection.
+    Primary,
 }
 
 /// Why there is no connection.
@@ -48,6 +62,17 @@ pub(super) fn longest(settings: &Settings) -> Duration {
 }
 
 impl Login<'_> {
+    /// What waits for a server, ended before the login timeout would cut the client without a word.
+    pub(super) async fn in_time<T>(
+        &self,
+        work: Pin<Box<dyn Future<Output = Result<T, Refusal>> + Send + '_>>,
+    ) -> Result<T, Refusal> {
+        // Also when the client took its time to find the password.
+        let until = self.deadline.max(Instant::now() + LEAST);
+        let late = |_| Err(PgError::fatal("57P03", "no server answered in time to check the login").into());
+        timeout_at(until.into(), work).await.unwrap_or_else(late)
+    }
+
     /// The snapshot in force, once there is one.
     pub(super) async fn view(&self) -> Result<Arc<View>, Refusal> {
         let pools = &self.worker.shared.pools;
@@ -71,18 +96,21 @@ impl Login<'_> {
     /// the pool.
     pub(super) async fn by_backend(&mut self, view: &Arc<View>) -> Result<Way, Refusal> {
         if !self.is_private() {
-            return self.by_relay(view).await;
+            return Box::pin(self.by_relay(view)).await;
         }
-        let (slot, opened) = self.open().await?;
+        let (slot, opened) = self.in_time(Box::pin(self.open(Which::Any))).await?;
         let Opened::Asked(..) = opened else { return self.trusted(view, slot, opened) };
         drop(opened);
         drop(slot);
         let password = self.password().await?;
         let credential = Arc::new(Credential::Password(Password::new(password)));
-        match self.open().await? {
+        match self.in_time(Box::pin(self.open(Which::Any))).await? {
             (slot, Opened::Asked(opening, asked)) => {
-                let finished = opening.finish(asked, &self.startup.user, &credential).await;
-                let (io, welcome) = finished.map_err(|e| self.dial_error(slot.pool(), e))?;
+                let finish = async {
+                    let finished = opening.finish(asked, &self.startup.user, &credential).await;
+                    finished.map_err(|e| self.dial_error(slot.pool(), e))
+                };
+                let (io, welcome) = self.in_time(Box::pin(finish)).await?;
                 let tried = self.tried(asked, &credential);
                 Ok(self.proved(view, slot, (io, welcome), tried))
             }
@@ -94,9 +122,17 @@ impl Login<'_> {
     /// the pool before it has proved anything.
     async fn by_relay(&mut self, view: &Arc<View>) -> Result<Way, Refusal> {
         let shared = Arc::clone(&self.worker.shared);
-        let _turn = shared.auth.relays.turn().await;
-        match self.open().await? {
-            (slot, Opened::Asked(opening, asked)) => self.pass_on(slot, opening, asked).await,
+        let turn = timeout_at(self.deadline.into(), shared.auth.relays.turn(self.peer)).await;
+        let Ok(Some(_turn)) = turn else {
+            return Err(PgError::fatal("53300", "too many logins without TLS at once")
+                .hint("Connect with sslmode=require, or add the role to [[users]] with its password or SCRAM verifier.")
+                .into());
+        };
+        match self.in_time(Box::pin(self.open(Which::Primary))).await? {
+            (slot, Opened::Asked(opening, asked)) => {
+                let passing = timeout(EXCHANGE, self.pass_on(slot, opening, asked)).await;
+                passing.map_err(|_| Refusal::Cut)?
+            }
             (slot, opened) => self.trusted(view, slot, opened),
         }
     }
@@ -135,22 +171,18 @@ impl Login<'_> {
     /// Shows the client what the backend asks, and the backend what the client answers.
     async fn pass_on(&mut self, slot: Slot, mut opening: Box<Opening>, asked: Asked) -> Result<Way, Refusal> {
         let mut show = Vec::new();
-        let (expected, most) = match asked {
+        match asked {
             Asked::Cleartext => return Err(self.too_far()),
-            Asked::Md5(salt) => {
-                backend::auth(&mut show, 5, &salt);
-                ("password", MAX_AUTH)
-            }
-            Asked::Scram => {
-                // Bound to a channel that the client does not have, it could not be passed on.
-                backend::auth(&mut show, 10, format!("{MECHANISM}\0\0").as_bytes());
-                ("SASL", MAX_SASL)
-            }
-        };
+            Asked::Md5(salt) => backend::auth(&mut show, 5, &salt),
+            // Bound to a channel that the client does not have, it could not be passed on.
+            Asked::Scram => backend::auth(&mut show, 10, format!("{MECHANISM}\0\0").as_bytes()),
+        }
         loop {
             self.lobby.send(&show).await?;
-            let answer = tokio::time::timeout(ANSWER, self.lobby.auth_message(expected, most)).await;
-            let body = Zeroizing::new(answer.map_err(|_| Refusal::Cut)??);
+            let body = Zeroizing::new(match asked {
+                Asked::Scram => self.sasl_message().await?,
+                Asked::Cleartext | Asked::Md5(_) => self.lobby.auth_message("password", MAX_AUTH).await?,
+            });
             let mut passed = opening.pass(&body).await;
             if let Ok(Passed::Show { opening, message, last: true }) = passed {
                 self.lobby.send(&message).await?;
@@ -171,12 +203,12 @@ impl Login<'_> {
     }
 
     /// Opens a connection up to the point where the backend asks for something. Waits for a node that can judge the login.
-    async fn open(&self) -> Result<(Slot, Opened), Refusal> {
+    async fn open(&self, which: Which) -> Result<(Slot, Opened), Refusal> {
         let pools = &self.worker.shared.pools;
         let mut patience = Patience::since(Instant::now());
         loop {
             let view = patience.look(pools);
-            let why = match self.try_open(&view).await {
+            let why = match self.try_open(&view, which).await {
                 Ok(opened) => return Ok(opened),
                 Err(Turn::Never(refusal)) => return Err(refusal),
                 Err(Turn::Later(refusal)) => refusal,
@@ -188,8 +220,8 @@ impl Login<'_> {
         }
     }
 
-    async fn try_open(&self, view: &Arc<View>) -> Result<(Slot, Opened), Turn> {
-        let slot = self.place(view).await?;
+    async fn try_open(&self, view: &Arc<View>, which: Which) -> Result<(Slot, Opened), Turn> {
+        let slot = self.place(view, which).await?;
         let Startup { user, database, params, .. } = self.startup;
         let to = (slot.pool().node.as_ref(), &slot.pool().leg);
         match Opening::start(to, Who { user, database, params }).await {
@@ -212,23 +244,25 @@ impl Login<'_> {
         }
     }
 
-    /// A place for the connection that judges the login, on the primary if there is one.
-    async fn place(&self, view: &Arc<View>) -> Result<Slot, Turn> {
-        let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health != Health::Down);
-        let node = view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up));
+    /// A place for the connection that judges the login.
+    async fn place(&self, view: &Arc<View>, which: Which) -> Result<Slot, Turn> {
+        // One that was never probed may be another cluster's.
+        let up =
+            |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health == Health::Up && n.is_open());
+        let others = || (0..view.pools.len()).find(up).filter(|_| which == Which::Any);
+        let node = view.snapshot.primary.or_else(others);
         let none =
             || Turn::Later(PgError::fatal("57P03", "no server is available to check the login").into());
         let pool = node.and_then(|i| view.pools.get(i)).ok_or_else(none)?;
         let Startup { user, database, params, .. } = self.startup;
         let identity = self.worker.shared.identities.provisional(user, database, params.clone());
         let waiter = Waiter::new(self.worker.id);
-        let timeout = view.settings().pool.acquire_timeout;
         let request = Request {
             identity: &identity,
             waiter: &waiter,
             settings: None,
             caps: view.caps(&identity),
-            timeout,
+            timeout: view.settings().pool.acquire_timeout,
         };
         let outcome = match pool.checkout(&request) {
             Checkout::Dial(slot) => return Ok(slot),
@@ -279,7 +313,7 @@ impl Login<'_> {
             error @ DialError::Io { .. } => {
                 pool.suspect();
                 let name = pool.node.name.clone();
-                tracing::warn!(node = %name, %error, "could not open a server connection");
+                tracing::debug!(node = %name, %error, "could not open a server connection");
                 (self.worker.shared.evidence)(&name, Evidence::ConnectFailed);
                 PgError::fatal("57P03", "the server cannot be reached to check the login").into()
             }

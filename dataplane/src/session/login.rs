@@ -129,6 +129,8 @@ pub struct Login<'a> {
     pub startup: &'a Startup,
     /// Where it comes from.
     pub peer: IpAddr,
+    /// Until when servers are waited for.
+    pub deadline: Instant,
 }
 
 pub(super) type Proved = (Arc<Credential>, u64);
@@ -177,7 +179,8 @@ impl Login<'_> {
     /// What PostgreSQL says between the proof and the first query, in the backend's own words.
     async fn welcome(&mut self, identity: &Arc<Identity>, registered: &Registered) -> Result<(), Refusal> {
         if identity.greeting().is_none() {
-            Seeker::new(self.worker, identity, Waiter::new(self.worker.id)).greet().await?;
+            let seeker = Seeker::new(self.worker, identity, Waiter::new(self.worker.id));
+            self.in_time(Box::pin(seeker.greet())).await?;
         }
         let gone = || PgError::fatal("08006", "the server closed the connection during login");
         let greeting = identity.greeting().ok_or_else(gone)?;
@@ -205,7 +208,7 @@ impl Login<'_> {
             return self.by_query(query).await.map(Some);
         }
         let ttl = view.settings().auth.proof_ttl;
-        match shared.auth.learned(user, database, ttl) {
+        match shared.auth.learned((user, database), self.peer, ttl) {
             Some(known) if self.may_prove(&known.proof, view) => self.by_memory(known).await.map(Some),
             _ => Ok(None),
         }
@@ -286,7 +289,8 @@ impl Login<'_> {
     async fn by_query(&mut self, query: &AuthQuery) -> Result<Proved, Refusal> {
         let shared = Arc::clone(&self.worker.shared);
         let user = &self.startup.user;
-        match self.look_up(query).await {
+        let found = self.in_time(Box::pin(async { Ok(self.look_up(query).await) })).await?;
+        match found {
             Ok(Found::Scram(verifier)) => {
                 let known = shared.auth.known(user, UserProof::ScramVerifier(verifier)).await;
                 self.by_configuration(known.ok_or_else(|| self.wrong())?).await
@@ -346,7 +350,9 @@ impl Login<'_> {
         if let Err(Refusal::Told(error)) = &accepted
             && error.code == "28P01"
         {
-            self.worker.shared.auth.doubt(&self.startup.user, &self.startup.database);
+            // Who cannot be judged by the clear password makes nobody else be judged anew.
+            let from = (!self.is_private()).then(|| self.peer.to_canonical());
+            self.worker.shared.auth.doubt(&self.startup.user, &self.startup.database, from);
         }
         accepted.map(|()| (credential, known.epoch))
     }
@@ -389,7 +395,7 @@ impl Login<'_> {
     }
 
     /// One that is too long is a wrong proof, as it is to PostgreSQL.
-    async fn sasl_message(&mut self) -> Result<Vec<u8>, Refusal> {
+    pub(super) async fn sasl_message(&mut self) -> Result<Vec<u8>, Refusal> {
         let body = self.lobby.auth_message("SASL", MAX_SASL).await;
         body.map_err(|why| if matches!(why, Refusal::Cut) { self.wrong() } else { why })
     }

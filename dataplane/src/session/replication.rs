@@ -35,7 +35,7 @@ impl Login<'_> {
     /// # Errors
     /// See [`Refusal`]; what must be told has not been sent.
     pub async fn replicate(mut self, counted: &mut Counted) -> Result<Through, Refusal> {
-        let view = self.worker.shared.pools.view();
+        let view = self.view().await?;
         let limits = &view.settings().limits;
         if limits.max_replication == 0 {
             let text = "replication connections are not allowed by the configuration";

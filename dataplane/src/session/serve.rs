@@ -5,6 +5,7 @@ use super::acquire::{Failure, Seeker, timed_out};
 use super::checkout::Lead;
 use super::core::{Core, Ending};
 use super::drive::{Session, Step, stops};
+use super::judge::longest;
 use super::leg::Leg;
 use super::login::{LoggedIn, Login, Refusal, paced};
 use super::names::{Named, named};
@@ -143,7 +144,8 @@ async fn login(
             Ok(Entry::Nothing)
         }
         Greeted::Session(startup) => {
-            let mut login = Login { worker, lobby, startup: &startup, peer: peer.ip() };
+            let deadline = Instant::now() + longest(worker.shared.pools.view().settings());
+            let mut login = Login { worker, lobby, startup: &startup, peer: peer.ip(), deadline };
             login.negotiate().await?;
             let entered = match startup.replication {
                 Replication::No => login.run(counted).await.map(Entry::Session),
@@ -164,7 +166,7 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         settings.mode = PoolMode::Session;
     }
     let greeting = identity.greeting().unwrap_or_default();
-    let session = Session {
+    let mut session = Session {
         worker: Arc::clone(worker),
         handle: Arc::clone(&registered.handle),
         identity,
@@ -175,7 +177,6 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         to_client: Leg::with_inbox(lobby.buf),
         server: None,
         alone: own.is_some(),
-        own,
         to_server: Leg::default(),
         core: Core::new(settings.mode),
         sent: Vec::new(),
@@ -193,6 +194,9 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         window: 0,
         shed: false,
     };
+    if let Some(conn) = own {
+        session.bind_for_good(conn);
+    }
     (session, registered)
 }
 
@@ -464,7 +468,7 @@ impl Session {
         conn.prepared = prepared;
         conn.settings = settings;
         let left = Leftover { ledger, unread, buf: std::mem::take(&mut self.to_server.inbox) };
-        if half_sent || !uncancelled || !pins.kept_by_discard().is_empty() {
+        if half_sent || !uncancelled || self.alone || !pins.kept_by_discard().is_empty() {
             if left.ledger.settled() {
                 return conn.close();
             }

@@ -155,10 +155,13 @@ fn a_login_waits_for_a_server_that_can_judge_it() {
     primary.stop("fast");
     let mut config = Config::primary_only(&cluster);
     config.more += "\n[limits]\nlogin_timeout_secs = 4\n";
-    let proxy = config.start();
-    // In vain: told before the login timeout would cut it.
-    let error = proxy.config("app").connect(postgres::NoTls).err().expect("no server");
-    assert_eq!(error.code().expect("told").code(), "57P03");
+    let secret = format!("password = \"{}\"", password("md5user"));
+    let proxy = config.user("md5user", &secret).start();
+    // In vain: told before the login timeout would cut it, whoever checks the password.
+    for role in ["app", "md5user"] {
+        let error = proxy.config(role).connect(postgres::NoTls).err().expect("no server");
+        assert_eq!(error.code().expect("told").code(), "57P03", "{role}");
+    }
     let waiting = proxy.config("app").connect_timeout(std::time::Duration::from_secs(60)).clone();
     let accepted = || proxy.metrics().sum("heliosproxy_client_connections_total", &[]).unwrap();
     let before = accepted();

@@ -3,7 +3,7 @@
 
 use helios_tests::cluster::password;
 use helios_tests::raw::{Next, PATIENCE, startup};
-use helios_tests::{Cluster, Config, Net, Proxy, Raw, eventually};
+use helios_tests::{Cluster, Config, Net, Proxy, Raw, Role, eventually};
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 use std::time::Duration;
@@ -116,7 +116,8 @@ fn who_proves_nothing_stays_outside() {
 #[test]
 fn logins_under_way_leave_room_for_others() {
     let secret = format!("password = \"{}\"", password("md5user"));
-    let config = Config { pool: 6, acquire_timeout: 2, ..Config::primary_only(Cluster::shared()) };
+    let mut config = Config { pool: 6, acquire_timeout: 2, ..Config::primary_only(Cluster::shared()) };
+    config.more += "\n[limits]\nlogin_timeout_secs = 4\n";
     let Some(site) = Site::new(&config.user("md5user", &secret)) else { return };
     let mut silent: Vec<Raw> = (0..8)
         .map(|_| {
@@ -125,17 +126,34 @@ fn logins_under_way_leave_room_for_others() {
             raw
         })
         .collect();
-    let asked = silent[0].next(PATIENCE);
-    assert!(matches!(&asked, Next::Message(m) if m.body[..4] == [0, 0, 0, 10]), "{asked:?}");
     // More than there are places, and yet there is one for who needs no server to be known.
     for _ in 0..3 {
         site.connect("md5user").batch_execute("select 1").unwrap();
     }
-    // They are not waited for, and the next in turn are asked.
-    for raw in &mut silent[1..] {
-        let asked = raw.next(PATIENCE);
-        assert!(matches!(&asked, Next::Message(m) if m.body[..4] == [0, 0, 0, 10]), "{asked:?}");
+    let (mut asked, mut told) = (0, 0);
+    for raw in &mut silent {
+        match raw.next(PATIENCE) {
+            Next::Message(message) if message.tag == b'R' => asked += 1,
+            Next::Message(message) if message.sqlstate() == "53300" => told += 1,
+            other => panic!("{other:?}"),
+        }
     }
+    assert!(asked >= 2 && told >= 1 && asked + told == 8, "{asked} were asked, {told} told why not");
+}
+
+#[test]
+fn without_a_primary_nobody_is_passed_on() {
+    let cluster = Cluster::start(&[Role::Standby]);
+    let mut config = Config { balancer: "slow_start_secs = 0", ..Config::new(&cluster) };
+    config.more += "\n[limits]\nlogin_timeout_secs = 2\n";
+    let Some(site) = Site::new(&config) else { return };
+    site.connect("app").batch_execute("select 1").unwrap();
+    cluster.primary().stop("fast");
+    eventually(LONG, "the primary is seen to be down", || {
+        site.proxy.metrics().sum("heliosproxy_node_healthy", &[("node", "primary")]) == Some(0.0)
+    });
+    let (code, words) = site.refused("app", &password("app"));
+    assert_eq!((code.as_str(), words.contains("to check the login")), ("57P03", true), "{words}");
 }
 
 #[test]
