@@ -42,7 +42,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
     ("pool", &["legs", "route", "server", "statements", "stream"]),
     ("registry", &["server"]),
     ("route", &[]),
-    ("server", &["legs", "pool", "statements", "stream"]),
+    ("server", &["descriptors", "legs", "pool", "statements", "stream"]),
     (
         "session",
         &[
