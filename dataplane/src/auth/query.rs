@@ -9,7 +9,7 @@ use crate::server::credential::Password;
 use crate::server::dial::{DialError, Who, dial};
 use crate::stream::Stream;
 use helios_pgwire::scram::Verifier;
-use helios_proto::model::{AuthQuery, Health, Secret};
+use helios_proto::model::{AuthQuery, Secret};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,11 +79,8 @@ impl LookUp {
             // No server could be asked for it.
             return Ok(Found::Nobody);
         }
-        let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|node| node.health == Health::Up);
-        let primary = view.snapshot.primary.into_iter();
-        let others = (0..view.pools.len()).filter(|i| Some(*i) != view.snapshot.primary).filter(up);
         let mut failed = LookUpError::NoNode;
-        for node in primary.chain(others) {
+        for node in view.askable() {
             match self.ask(query, view, node, user).await {
                 Ok(rows) => return Ok(read(rows, user)),
                 Err(error) => failed = error,

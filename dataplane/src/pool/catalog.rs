@@ -8,7 +8,7 @@ use super::sweep::{NO_WORKER, open};
 use super::{Checkout, Grant, Identity, NodePool, Outcome, Pools, Waiter, wait};
 use crate::server::ServerConn;
 use crate::server::ask::{Row, ask};
-use helios_proto::model::{Health, PoolMode};
+use helios_proto::model::PoolMode;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -98,9 +98,7 @@ fn named(row: Row) -> Option<(Box<[u8]>, bool)> {
 
 async fn rows(pools: &Pools, identity: &Arc<Identity>) -> Option<Vec<Row>> {
     let view = pools.view();
-    let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|node| node.health != Health::Down);
-    let node = view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up))?;
-    let pool = view.pools.get(node)?;
+    let pool = view.pools.get(view.askable().next()?)?;
     let waiter = Waiter::new(NO_WORKER);
     let request =
         Request { identity, waiter: &waiter, settings: None, caps: view.caps(identity), timeout: LONGEST };

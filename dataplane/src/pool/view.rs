@@ -82,6 +82,15 @@ impl View {
         self.session_settings(&identity.user, &identity.database).caps
     }
 
+    /// Nodes that may be asked what each of them knows: the primary, then the others that are up. One that no probe has seen
+    /// may be another cluster's.
+    pub fn askable(&self) -> impl Iterator<Item = usize> {
+        let primary = self.snapshot.primary;
+        let nodes = self.snapshot.nodes.iter().enumerate();
+        let others = nodes.filter(move |(i, node)| Some(*i) != primary && node.health == Health::Up);
+        primary.into_iter().chain(others.map(|(i, _)| i))
+    }
+
     /// Name of a node.
     #[must_use]
     pub fn name(&self, node: usize) -> &str {

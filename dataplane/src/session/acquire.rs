@@ -11,7 +11,7 @@ use crate::server::settings::Texts;
 use crate::worker::Worker;
 use helios_pgwire::login::LoginError;
 use helios_pgwire::{PgError, Severity};
-use helios_proto::model::{Evidence, Health};
+use helios_proto::model::Evidence;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -140,11 +140,7 @@ impl<'a> Seeker<'a> {
     /// # Errors
     /// What the client must be told.
     pub async fn greet(self) -> Result<(), super::login::Refusal> {
-        let any = |view: &View| {
-            let up = |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health == Health::Up);
-            view.snapshot.primary.or_else(|| (0..view.pools.len()).find(up))
-        };
-        match self.seek(any).await {
+        match self.seek(|view| view.askable().next()).await {
             Ok((_, view, conn)) => {
                 drop(view);
                 let pool = Arc::clone(conn.slot.pool());

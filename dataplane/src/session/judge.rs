@@ -5,6 +5,7 @@
 use super::acquire::timed_out;
 use super::login::{Login, Proved, Refusal};
 use super::patience::Patience;
+use super::startup::Lobby;
 use crate::auth::Tried;
 use crate::descriptors::ran_out;
 use crate::metrics::count;
@@ -14,12 +15,14 @@ use crate::pool::{Checkout, Grant, NodePool, Outcome, Slot, View, Waiter};
 use crate::server::credential::Password;
 use crate::server::dial::{DialError, Opened, Opening, Passed, Secured, Who};
 use crate::server::{Credential, ServerConn};
+use crate::worker::Worker;
 use helios_pgwire::frame::MAX_AUTH;
 use helios_pgwire::login::{Asked, LoginError, Welcome};
 use helios_pgwire::scram::MECHANISM;
 use helios_pgwire::startup::Startup;
 use helios_pgwire::{PgError, Severity, backend, md5};
-use helios_proto::model::{Evidence, Health, Settings};
+use helios_proto::model::{Evidence, NodeState, Settings};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,11 +60,27 @@ enum Turn {
 }
 
 /// How long a login waits for a node: as long as a statement would, but short of the login timeout, to be able to say why.
-pub(super) fn longest(settings: &Settings) -> Duration {
+fn longest(settings: &Settings) -> Duration {
     settings.write_timeout.min(settings.limits.login_timeout.mul_f32(0.75))
 }
 
-impl Login<'_> {
+impl<'a> Login<'a> {
+    /// A login that begins now.
+    pub(super) fn new(
+        worker: &'a Arc<Worker>,
+        lobby: &'a mut Lobby,
+        startup: &'a Startup,
+        peer: IpAddr,
+    ) -> Self {
+        let deadline = Instant::now() + longest(worker.shared.pools.view().settings());
+        Self { worker, lobby, startup, peer, deadline }
+    }
+
+    /// Whether servers have been waited for long enough.
+    pub(super) fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
     /// What waits for a server, ended before the login timeout would cut the client without a word.
     pub(super) async fn in_time<T>(
         &self,
@@ -82,7 +101,7 @@ impl Login<'_> {
             if !view.snapshot.nodes.is_empty() {
                 return Ok(view);
             }
-            if patience.elapsed() >= longest(view.settings()) {
+            if self.is_late() {
                 return Err(PgError::fatal("57P03", "the proxy is starting up")
                     .hint("It has no configuration yet, and waits for its control plane.")
                     .into());
@@ -130,8 +149,9 @@ impl Login<'_> {
         };
         match self.in_time(Box::pin(self.open(Which::Primary))).await? {
             (slot, Opened::Asked(opening, asked)) => {
-                let passing = timeout(EXCHANGE, self.pass_on(slot, opening, asked)).await;
-                passing.map_err(|_| Refusal::Cut)?
+                // In PostgreSQL's words, whoever of the two took so long.
+                let late = |_| PgError::fatal("57014", "canceling authentication due to timeout");
+                timeout(EXCHANGE, self.pass_on(slot, opening, asked)).await.map_err(late)?
             }
             (slot, opened) => self.trusted(view, slot, opened),
         }
@@ -213,7 +233,7 @@ impl Login<'_> {
                 Err(Turn::Never(refusal)) => return Err(refusal),
                 Err(Turn::Later(refusal)) => refusal,
             };
-            if patience.elapsed() >= longest(view.settings()) {
+            if self.is_late() {
                 return Err(why);
             }
             patience.rest(pools).await;
@@ -246,11 +266,9 @@ impl Login<'_> {
 
     /// A place for the connection that judges the login.
     async fn place(&self, view: &Arc<View>, which: Which) -> Result<Slot, Turn> {
-        // One that was never probed may be another cluster's.
-        let up =
-            |i: &usize| view.snapshot.nodes.get(*i).is_some_and(|n| n.health == Health::Up && n.is_open());
-        let others = || (0..view.pools.len()).find(up).filter(|_| which == Which::Any);
-        let node = view.snapshot.primary.or_else(others);
+        let (snapshot, any) = (&view.snapshot, which == Which::Any);
+        let open = |i: usize| snapshot.nodes.get(i).is_some_and(NodeState::is_open);
+        let node = view.askable().find(|i| snapshot.primary == Some(*i) || (any && open(*i)));
         let none =
             || Turn::Later(PgError::fatal("57P03", "no server is available to check the login").into());
         let pool = node.and_then(|i| view.pools.get(i)).ok_or_else(none)?;

@@ -3,7 +3,7 @@
 //! pool.
 
 use super::acquire::Seeker;
-use super::judge::{Way, longest};
+use super::judge::Way;
 use super::patience::Patience;
 use super::startup::Lobby;
 use crate::auth::hba::{Applicant, admit};
@@ -314,7 +314,7 @@ impl Login<'_> {
         loop {
             let view = patience.look(pools);
             match auth.look_up.find(query, &view, &self.startup.user).await {
-                Err(error) if error.is_for_now() && patience.elapsed() < longest(view.settings()) => {
+                Err(error) if error.is_for_now() && !self.is_late() => {
                     patience.rest(pools).await;
                 }
                 found => return found,

@@ -5,7 +5,6 @@ use super::acquire::{Failure, Seeker, timed_out};
 use super::checkout::Lead;
 use super::core::{Core, Ending};
 use super::drive::{Session, Step, stops};
-use super::judge::longest;
 use super::leg::Leg;
 use super::login::{LoggedIn, Login, Refusal, paced};
 use super::names::{Named, named};
@@ -144,8 +143,7 @@ async fn login(
             Ok(Entry::Nothing)
         }
         Greeted::Session(startup) => {
-            let deadline = Instant::now() + longest(worker.shared.pools.view().settings());
-            let mut login = Login { worker, lobby, startup: &startup, peer: peer.ip(), deadline };
+            let mut login = Login::new(worker, lobby, &startup, peer.ip());
             login.negotiate().await?;
             let entered = match startup.replication {
                 Replication::No => login.run(counted).await.map(Entry::Session),

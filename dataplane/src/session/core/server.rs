@@ -24,8 +24,7 @@ impl Core {
             if matches!(tag, b'D' | b'd') {
                 // A row settles nothing that is owed, and is never cut; there are many of them.
                 self.final_reply();
-                at = at.saturating_add(size.min(rest.len()));
-                self.server_skip = size.saturating_sub(size.min(rest.len()));
+                at = self.step_over(at, size, rest.len());
                 continue;
             }
             let whole = rest.get(..size);
@@ -57,10 +56,15 @@ impl Core {
                 self.held = at.saturating_add(cut.insert.len());
                 return ServerStep { forward: 0, outcome: ServerOutcome::Cut(cut) };
             }
-            at = at.saturating_add(size.min(rest.len()));
-            self.server_skip = size.saturating_sub(size.min(rest.len()));
+            at = self.step_over(at, size, rest.len());
         }
         self.finish_server(at, outcome)
+    }
+
+    /// Where the message behind this one begins; what of this one has not come is skipped when it does.
+    fn step_over(&mut self, at: usize, size: usize, come: usize) -> usize {
+        self.server_skip = size.saturating_sub(come);
+        at.saturating_add(size.min(come))
     }
 
     /// A standby refused a write outside a transaction, too late for a replay: the session's next try must do better.
