@@ -100,7 +100,8 @@ pub struct Outcome {
     pub gap: Duration,
 }
 
-type Done = Result<bool, (Step, postgres::Error)>;
+/// The foreign answer, if it was one.
+type Done = Result<Option<String>, (Step, postgres::Error)>;
 
 impl Load {
     /// Makes the table that it writes into.
@@ -245,10 +246,9 @@ impl Shared {
         let at = Instant::now();
         seen.longest = seen.longest.max(at - began);
         match done {
-            Ok(own) => {
-                if !own {
-                    seen.foreign
-                        .push(format!("request {id} of client {client} got the answer of another one"));
+            Ok(foreign) => {
+                if let Some(answer) = foreign {
+                    seen.foreign.push(format!("request {id} of client {client} got {answer}"));
                 }
                 if id % 3 != 2 {
                     seen.acknowledged.push(id);
@@ -274,31 +274,30 @@ fn single(client: &mut Client, id: i64) -> Done {
     simple(client, &sql, id).map_err(|error| (Step::Single, error))
 }
 
-/// Whether the only value of the answer to a simple query is this.
-fn simple(client: &mut Client, sql: &str, id: i64) -> Result<bool, postgres::Error> {
-    let rows: Vec<Option<String>> = client
-        .simple_query(sql)?
+/// Runs a simple query whose only value has to be this.
+fn simple(client: &mut Client, sql: &str, id: i64) -> Result<Option<String>, postgres::Error> {
+    let answer = client.simple_query(sql)?;
+    let rows: Vec<Option<String>> = answer
         .iter()
         .filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
             _ => None,
         })
         .collect();
-    Ok(rows == [Some(id.to_string())])
+    Ok((rows != [Some(id.to_string())]).then(|| format!("{answer:?}")))
 }
 
 /// A transaction that writes, and reads what it has written.
 fn transaction(client: &mut Client, id: i64) -> Done {
     client.batch_execute("begin").map_err(|error| (Step::Begin, error))?;
-    let inside = |client: &mut Client| -> Result<bool, postgres::Error> {
+    let inside = |client: &mut Client| -> Result<Option<String>, postgres::Error> {
         let insert = "insert into written values ($1) returning i";
         let written = client.query_typed(insert, &[(&id, Type::INT8)])?;
         let read = client.query_typed("select i from written where i = $1", &[(&id, Type::INT8)])?;
-        let own = |rows: &[postgres::Row]| rows.len() == 1 && rows[0].get::<_, i64>(0) == id;
-        Ok(own(&written) && own(&read))
+        Ok(foreign(&written, id).or_else(|| foreign(&read, id)))
     };
     match inside(client) {
-        Ok(own) => client.batch_execute("commit").map(|()| own).map_err(|error| (Step::Commit, error)),
+        Ok(answer) => client.batch_execute("commit").map(|()| answer).map_err(|error| (Step::Commit, error)),
         Err(error) => {
             let _ = client.batch_execute("rollback");
             Err((Step::Inside, error))
@@ -311,11 +310,15 @@ fn read(client: &mut Client, id: i64) -> Done {
     let done = if id % 2 == 0 {
         simple(client, &format!("select {id}::bigint from (values (1)) as a where {id} > 0"), id)
     } else {
-        client
-            .query_typed("select $1::bigint", &[(&id, Type::INT8)])
-            .map(|rows| rows.len() == 1 && rows[0].get::<_, i64>(0) == id)
+        client.query_typed("select $1::bigint", &[(&id, Type::INT8)]).map(|rows| foreign(&rows, id))
     };
     done.map_err(|error| (Step::Read, error))
+}
+
+/// The rows, unless they are the one of this request.
+fn foreign(rows: &[postgres::Row], id: i64) -> Option<String> {
+    let values: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    (values != [id]).then(|| format!("{values:?}"))
 }
 
 impl Outcome {
@@ -327,6 +330,9 @@ impl Outcome {
     #[track_caller]
     pub fn check(&self, node: &Node) {
         println!("{}", self.summary());
+        let closed: Vec<_> =
+            self.failures.iter().filter(|failure| failure.code == "closed").take(5).collect();
+        println!("closed: {closed:?}");
         assert!(self.foreign.is_empty(), "{} foreign answers: {:?}", self.foreign.len(), self.foreign);
         let there = ids(node);
         let missing: Vec<_> = self.acknowledged.iter().filter(|id| !there.contains(id)).collect();

@@ -357,7 +357,10 @@ impl Raw {
                     seen += usize::from(message.tag == b'Z');
                     out.push(message);
                 }
-                other => panic!("{other:?} after {out:?}"),
+                other => {
+                    let last = &out[out.len().saturating_sub(9)..];
+                    panic!("{other:?} after {seen} of {count} ReadyForQuery, the last messages: {last:?}")
+                }
             }
         }
         out

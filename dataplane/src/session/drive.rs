@@ -296,8 +296,9 @@ impl Session {
                 Poll::Pending => return Ok(false),
             }
         }
-        if self.look && !self.to_client.inbox.is_empty() {
-            return self.look_again(cx, &mut bench.tools);
+        // Where nothing came of it, the rest of a message is missing, and the socket has to be asked for it.
+        if self.look && !self.to_client.inbox.is_empty() && self.look_again(cx, &mut bench.tools)? {
+            return Ok(true);
         }
         self.look = false;
         if self.eof {
@@ -425,8 +426,9 @@ impl Session {
                 }
                 ClientStep::Forward(n) => {
                     let bytes = rest.get(..n).unwrap_or_default();
-                    self.forward(cx, bytes, bytes).map_err(|step| (at, step))?;
+                    // Sent or not: the core has these bytes behind it, and what is replayed is `sent`.
                     at = at.saturating_add(n);
+                    self.forward(cx, bytes, bytes).map_err(|step| (at, step))?;
                     if self.to_server.blocked() {
                         return Ok(at);
                     }
@@ -437,8 +439,8 @@ impl Session {
                     if tools.edit.capacity() > crate::worker::CHUNK {
                         tools.edit = Vec::new();
                     }
-                    sent.map_err(|step| (at, step))?;
                     at = at.saturating_add(n);
+                    sent.map_err(|step| (at, step))?;
                     if self.to_server.blocked() {
                         return Ok(at);
                     }

@@ -1,5 +1,7 @@
 //! A server connection breaks under a client: what the client is told, and that its session lives on.
 
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use helios_tests::raw::{Message, Next, PATIENCE, Raw, message, query};
@@ -178,4 +180,61 @@ fn a_read_that_had_no_answer_yet_runs_again() {
     end_backend("held read");
     lock.commit().unwrap();
     assert_eq!(seen(&raw.until_ready(1)), ["D:t,held read", "C:SELECT 1", "Z:I"]);
+}
+
+/// Where bytes pass to `server`, until some have this mark: their connection is reset.
+fn resetting(server: u16, mark: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        while let Ok((mut near, _)) = listener.accept() {
+            let mut far = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).unwrap();
+            let (mut back, mut answers) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut answers, &mut back);
+                let _ = back.shutdown(std::net::Shutdown::Both);
+            });
+            std::thread::spawn(move || {
+                let mut buf = [0; 4096];
+                loop {
+                    // A socket that is closed before all was read is reset (RFC 2525, 2.17).
+                    let Ok(n @ 1..) = near.peek(&mut buf) else { break };
+                    if buf[..n].windows(mark.len()).any(|part| part == mark) {
+                        break;
+                    }
+                    let Ok(n) = near.read(&mut buf[..n]) else { break };
+                    if far.write_all(&buf[..n]).is_err() {
+                        break;
+                    }
+                }
+                let _ = far.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn statements_that_could_not_be_sent_are_answered_once() {
+    const BEHIND: usize = 30_000;
+    let primary = Cluster::shared().primary();
+    let port = resetting(primary.port, b"reset here");
+    let config = Config { pool: 5, ..Config::primary_only(Cluster::shared()) };
+    let text = config.text().replace(&format!("port = {}", primary.port), &format!("port = {port}"));
+    let proxy = Proxy::start(&text).ready();
+    for round in 0..10 {
+        let (mut raw, _) = proxy.raw("app");
+        raw.query("begin");
+        // More than goes out at once, so that the reset is met by a write.
+        let behind = query("select 2").repeat(BEHIND);
+        raw.send(&[query("select 'reset here'"), behind, query("rollback")].concat());
+        let got = seen(&raw.until_ready(BEHIND + 2));
+        let (answers, end) = got.split_at(2 * (BEHIND + 1));
+        for (n, answer) in answers.chunks(2).enumerate() {
+            assert!(matches!(answer[0].as_str(), "E:40001" | "E:25P02"), "{round}, {n}: {answer:?}");
+            assert_eq!(answer[1], "Z:E", "{round}, {n}");
+        }
+        assert_eq!(end, ["C:ROLLBACK", "Z:I"], "{round}");
+        assert_eq!(ask(&mut raw, &query("select 3"), 1), ["D:3", "C:SELECT 1", "Z:I"], "{round}");
+    }
 }
