@@ -21,7 +21,7 @@ test: setup check
 
 check: lint features instructions
 	$(CARGO) build --profile fast --locked $(PROXY) -p helios-controlplane -p heliosctl
-	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" timeout --foreground 1800 $(CARGO) test --profile fast --locked --workspace
+	RUST_BACKTRACE=0 HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" timeout --foreground 1800 $(CARGO) test --profile fast --locked --workspace
 
 lint:
 	$(CARGO) fmt --all --check

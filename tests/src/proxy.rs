@@ -352,7 +352,7 @@ impl Proxy {
     #[must_use]
     pub fn tail(&self) -> Vec<String> {
         let log = self.log();
-        log[log.len().saturating_sub(20)..].to_vec()
+        log[log.len().saturating_sub(10)..].to_vec()
     }
 
     /// Lines of the log with this text in them.
