@@ -17,7 +17,10 @@ fn option(args: &[String], name: &str, default: u64) -> u64 {
 }
 
 fn main() {
-    let args: Vec<String> = std::env::args().collect();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let known = ["--seconds", "--clients", "--servers", "--races", "--seed"];
+    let unknown = args.iter().step_by(2).find(|arg| !known.contains(&arg.as_str()));
+    assert!(unknown.is_none(), "unknown option {unknown:?}; there are {known:?}, each with a number");
     let (seconds, clients) = (option(&args, "--seconds", 3600), option(&args, "--clients", 24));
     let requests = option(&args, "--races", 100_000);
     let cluster = Cluster::start(&[Role::Replica]);
