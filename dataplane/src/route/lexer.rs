@@ -119,15 +119,17 @@ impl<'a> Lexer<'a> {
         self.text.get(self.at..).unwrap_or_default()
     }
 
+    #[inline]
     fn advance(&mut self, by: usize) {
         self.at = self.at.saturating_add(by).min(self.text.len());
     }
 
     /// Steps over bytes of a class.
+    #[inline]
     fn skip(&mut self, class: u8) {
-        while self.peek(0).is_some_and(|b| is(b, class)) {
-            self.at = self.at.saturating_add(1);
-        }
+        let rest = self.rest();
+        let count = rest.iter().take_while(|b| is(**b, class)).count();
+        self.at = self.at.wrapping_add(count);
     }
 
     #[inline]

@@ -116,7 +116,8 @@ impl Lower {
 
 /// The keyword that an unquoted word is.
 pub(super) fn keyword(word: &[u8]) -> Kw {
-    let lengths = word.first().and_then(|b| LENGTHS.get(usize::from(b & 31))).copied().unwrap_or(0);
+    let (Some(first), Some(last)) = (word.first(), word.last()) else { return Kw::None };
+    let lengths = LENGTHS.get(slot(*first, *last)).copied().unwrap_or(0);
     let length_bit = u32::try_from(word.len()).ok().and_then(|n| 1_u32.checked_shl(n)).unwrap_or(0);
     if lengths & length_bit == 0 {
         return Kw::None;
@@ -128,6 +129,12 @@ pub(super) fn keyword(word: &[u8]) -> Kw {
     exact(lower)
 }
 
+/// Where [`LENGTHS`] has the words that begin and end with these bytes, in either case.
+#[allow(clippy::as_conversions)] // constant evaluation has no other way to widen a byte
+const fn slot(first: u8, last: u8) -> usize {
+    (((first & 31) as usize) << 5) | (last & 31) as usize
+}
+
 macro_rules! keywords {
     ($($kw:ident = $($word:literal)|+;)+) => {
         fn exact(word: &[u8]) -> Kw {
@@ -137,14 +144,14 @@ macro_rules! keywords {
             }
         }
 
-        /// By first letter: a bit for every length that a keyword has, so that most names are told at a glance.
-        static LENGTHS: [u32; 32] = lengths(&[$($($word),+),+]);
+        /// By first and last letter: a bit for every length that a keyword has, so that most names are told at a glance.
+        static LENGTHS: [u32; 1024] = lengths(&[$($($word),+),+]);
     };
 }
 
 #[allow(clippy::indexing_slicing)] // constant evaluation: out of range does not compile
-const fn lengths(words: &[&[u8]]) -> [u32; 32] {
-    let mut table = [0; 32];
+const fn lengths(words: &[&[u8]]) -> [u32; 1024] {
+    let mut table = [0; 1024];
     let mut i = 0;
     while i < words.len() {
         let mut length_bit = 1;
@@ -153,13 +160,7 @@ const fn lengths(words: &[&[u8]]) -> [u32; 32] {
             length_bit <<= 1;
             n += 1;
         }
-        let mut slot = 0;
-        let mut letter = words[i][0] & 31;
-        while letter > 0 {
-            slot += 1;
-            letter -= 1;
-        }
-        table[slot] |= length_bit;
+        table[slot(words[i][0], words[i][n - 1])] |= length_bit;
         i += 1;
     }
     table

@@ -135,18 +135,23 @@ impl<'a> Statement<'a> {
             Prev::Dot => Name { text, quoted, qualifier: Some(self.name.text), before: self.name.before },
             before => Name { text, quoted, qualifier: None, before },
         };
+        // Most names are told by their first letter.
+        if quoted || matches!(text.first().map(|b| b | 0x20), Some(b'p' | b't' | b'd' | b'i')) {
+            self.look_at_name(text, quoted);
+        }
+    }
+
+    /// A name that might be one of those which mean something of their own; not inlined, since few are.
+    #[inline(never)]
+    fn look_at_name(&mut self, text: &[u8], quoted: bool) {
         let inner = if quoted { unquote(text) } else { text };
         // A name written in escapes could be the schema of temporary objects.
         let escaped = quoted && text.first() != Some(&b'"');
         self.schema_of_temporaries(if escaped { b"pg_temp" } else { inner });
-        let first = inner.first().map_or(0, |b| b | 0x20);
-        if matches!(first, b'p' | b't' | b'd' | b'i')
-            && inner.len() > 7
-            && Lower::new(inner).is_some_and(|n| is_node_local(n.get()))
-        {
+        if inner.len() > 7 && Lower::new(inner).is_some_and(|n| is_node_local(n.get())) {
             self.raise(Class::VolatileFunction, false);
         }
-        self.settings |= first == b'p' && inner.eq_ignore_ascii_case(b"pg_settings");
+        self.settings |= inner.eq_ignore_ascii_case(b"pg_settings");
     }
 
     fn schema_of_temporaries(&mut self, name: &[u8]) {
