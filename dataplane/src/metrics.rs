@@ -242,6 +242,12 @@ fn nodes(families: &mut Vec<MetricFamily>, view: &View) {
         MetricType::GAUGE,
         healthy.collect(),
     ));
+    let primary = view.snapshot.primary;
+    let primary = (0..nodes.len())
+        .map(|i| gauge(&[("node", name(i))], if primary == Some(i) { 1.0 } else { 0.0 }))
+        .collect();
+    let help = "1 if writes go to it; 0 everywhere while no node qualifies.";
+    families.push(family("node_primary", help, MetricType::GAUGE, primary));
     let latency = nodes
         .iter()
         .enumerate()

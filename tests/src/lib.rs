@@ -19,6 +19,7 @@ pub mod net;
 pub mod patroni;
 pub mod pki;
 pub mod programs;
+pub mod prometheus;
 pub mod proxy;
 pub mod races;
 pub mod raw;
@@ -38,6 +39,7 @@ pub use net::Net;
 pub use patroni::Patroni;
 pub use pki::Pki;
 pub use programs::Programs;
+pub use prometheus::Prometheus;
 pub use proxy::{Config, Proxy};
 pub use raw::{Message, Raw};
 
