@@ -211,6 +211,18 @@ pub enum Command {
         after_help = "Examples:\n  heliosctl context set prod --endpoints http://cp-1:9091 --token-file ops.token\n  heliosctl context use prod"
     )]
     Context(ContextVerb),
+    /// Makes a configuration of pgbouncer.ini: to standard output, notes to standard error
+    #[command(
+        after_help = "Examples:\n  heliosctl import /etc/pgbouncer/pgbouncer.ini > config.toml\n  heliosctl import pgbouncer.ini --users userlist.txt > config.toml\n\nThe output holds the passwords of the file of users: keep it from others."
+    )]
+    Import {
+        /// The file; - is standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// File of users; by default that of auth_file, if it can be read
+        #[arg(long, value_name = "FILE")]
+        users: Option<PathBuf>,
+    },
     /// Prints a completion script
     #[command(
         after_help = "Examples:\n  heliosctl completion bash > ~/.local/share/bash-completion/completions/heliosctl\n  heliosctl completion fish > ~/.config/fish/completions/heliosctl.fish"

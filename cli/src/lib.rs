@@ -7,6 +7,7 @@ pub mod commands;
 pub mod contexts;
 pub mod failure;
 pub mod out;
+pub mod pgbouncer;
 pub mod render;
 pub mod secure;
 pub mod table;

@@ -20,7 +20,7 @@ use crate::verbs::{ConfigVerb, Wait};
 const MOST: u64 = 4 << 20;
 
 /// A file, or standard input.
-fn read(file: &Path) -> Result<String, Failure> {
+pub(super) fn read(file: &Path) -> Result<String, Failure> {
     let wrong = |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", file.display()));
     let mut text = String::new();
     if file == Path::new("-") {

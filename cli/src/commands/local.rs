@@ -1,15 +1,17 @@
 //! Commands that ask no service: contexts, completion, the manual, the version of this program.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::CommandFactory as _;
 use helios_proto::wire::v1;
 
+use super::config::read;
 use super::{Done, env};
 use crate::args::{Cli, Global, Shell};
 use crate::contexts::{self, Context, Contexts};
 use crate::failure::{Exit, Failure};
 use crate::out::Out;
+use crate::pgbouncer;
 use crate::table::{Table, Tone, cell, pairs, toned};
 use crate::tree::Tree;
 use crate::verbs::ContextVerb;
@@ -38,6 +40,31 @@ pub(super) fn man(out: Out, directory: Option<PathBuf>) -> Done {
     let mut page = Vec::new();
     clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(|error| Failure::output(&error))?;
     out.data(&String::from_utf8_lossy(&page))?;
+    Ok(Exit::Ok)
+}
+
+pub(super) fn import(out: Out, file: &Path, users: Option<PathBuf>) -> Done {
+    let rejected =
+        |text: String| Failure { exit: Exit::Rejected, text: format!("{}: {text}", file.display()) };
+    let ini = read(file)?;
+    let mut made = pgbouncer::convert(&ini, None).map_err(rejected)?;
+    // Who names a file wants it read; that of auth_file may belong to another user.
+    let list = match (users, &made.auth_file) {
+        (Some(users), _) => Some(read(&users)?),
+        (None, Some(named)) => {
+            let list = std::fs::read_to_string(named);
+            if let Err(error) = &list {
+                out.note(&format!("auth_file {named} is left out: {error}; name a copy with --users"));
+            }
+            list.ok()
+        }
+        (None, None) => None,
+    };
+    if let Some(list) = list {
+        made = pgbouncer::convert(&ini, Some(&list)).map_err(rejected)?;
+    }
+    made.notes.iter().for_each(|note| out.note(note));
+    out.data(&made.toml)?;
     Ok(Exit::Ok)
 }
 

@@ -33,6 +33,7 @@ pub async fn run(cli: Cli) -> Done {
     match command {
         Command::Completion { shell } => local::completion(out, shell),
         Command::Man { directory } => local::man(out, directory),
+        Command::Import { file, users } => local::import(out, &file, users),
         Command::Version { client: true } => local::version(out, None),
         Command::Context(verb) => local::context(out, &global, verb),
         Command::Config(ConfigVerb::Validate { file, server: false }) => config::validate_here(out, &file),
@@ -65,6 +66,8 @@ async fn asked(out: Out, global: &Global, command: Command) -> Done {
             local::version(out, Some(&status))
         }
         // Done before anybody was asked.
-        Command::Context(_) | Command::Completion { .. } | Command::Man { .. } => Ok(Exit::Ok),
+        Command::Context(_) | Command::Completion { .. } | Command::Import { .. } | Command::Man { .. } => {
+            Ok(Exit::Ok)
+        }
     }
 }

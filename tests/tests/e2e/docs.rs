@@ -3,7 +3,7 @@
 //!
 //! `toml config`: a whole file. `toml control-plane`: one of the control plane. `toml part`: tables for one. `sh run`: commands that succeed. `sh serve`: the proxy, which
 //! starts and ends with SIGTERM. `sh make`: targets that exist. `sql run`: statements; `sql superuser`: those of a superuser. `json PATH`: the shape of an
-//! answer. `yaml prometheus`: what promtool accepts, with the rules beside it. `text`: to look at.
+//! answer. `ini pgbouncer`: a file for the commands after it. `yaml prometheus`: what promtool accepts, with the rules beside it. `text`: to look at.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -148,6 +148,7 @@ impl World {
             }
             ("sql", "superuser") => Cluster::shared().execute(text),
             ("sh", "by-hand") | ("text", "") => {}
+            ("ini", "pgbouncer") => std::fs::write(self.dir.join("pgbouncer.ini"), text).unwrap(),
             ("yaml", "prometheus") => prometheus::check_config(text),
             _ => panic!("{at}: a block of the kind {kind:?} is not known"),
         }
