@@ -220,19 +220,25 @@ impl Session {
         // What the client sent ahead may mean something else now: after an answer, when the server reads COPY data, or when it
         // skips up to a Sync.
         let ledger = self.core.ledger();
-        self.look = ledger.settled() || ledger.copy_in() || ledger.unsynced() || self.core.waits_for_name();
-        if !self.core.ledger().settled() {
+        self.look |= ledger.settled() || ledger.copy_in() || ledger.unsynced() || self.core.waits_for_name();
+        let (ended, settled) = (self.core.take_ended(), self.core.ledger().settled());
+        if !ended && !settled {
             return;
         }
         let now = Instant::now();
+        if let Some(started) = self.started.take() {
+            self.worker.counters.query.observe(now.saturating_duration_since(started));
+        }
+        if !settled {
+            // The next of a pipeline has its own time.
+            self.started = Some(now);
+            return;
+        }
         self.rested = now;
         self.replays = 0;
         self.count_pin();
         if self.sent.capacity() > KEEP {
             self.sent = Vec::new();
-        }
-        if let Some(started) = self.started.take() {
-            self.worker.counters.query.observe(now.saturating_duration_since(started));
         }
         if self.core.take_wrote() {
             self.last_write = Some(now);
@@ -296,6 +302,12 @@ impl Session {
                 Poll::Pending => return Ok(false),
             }
         }
+        if self.handle.overdue() {
+            self.core.go_one_by_one();
+            if !self.to_client.inbox.is_empty() && self.core.between_runs() {
+                return self.leave();
+            }
+        }
         // Where nothing came of it, the rest of a message is missing, and the socket has to be asked for it.
         if self.look && !self.to_client.inbox.is_empty() && self.look_again(cx, &mut bench.tools)? {
             return Ok(true);
@@ -320,9 +332,8 @@ impl Session {
             Poll::Ready(Err(_)) => return Err(Step::ClientGone),
             Poll::Pending => return Ok(false),
         };
-        if self.must_leave() {
-            // Told instead of an answer, so that it is sure that the statement was not executed.
-            return Err(Step::Ended(Ending::Error(Box::new(stops()))));
+        if self.handle.overdue() && self.core.between_runs() {
+            return self.leave();
         }
         let Bench { scratch, tools } = bench;
         let fresh = scratch.get(..n).unwrap_or_default();
@@ -350,12 +361,13 @@ impl Session {
         self.server.as_ref().is_some_and(|server| server.slot.pool().is_held()) && self.core.at_rest()
     }
 
-    /// The data plane stops, and the client begins something new instead of a pause.
-    fn must_leave(&self) -> bool {
-        self.handle.overdue()
-            && self.core.at_rest()
-            && self.to_client.inbox.is_empty()
-            && !self.to_client.blocked()
+    /// The data plane stops, and the client begins something new instead of a pause. Once it has taken its answers it is told
+    /// that in place of another, so that it is sure that the statement was not executed.
+    fn leave(&self) -> Progress {
+        if self.to_client.blocked() {
+            return Ok(false);
+        }
+        Err(Step::Ended(Ending::Error(Box::new(stops()))))
     }
 
     /// Bytes of the client wait for the server's answer, or for the client to read ours: read no more of them.
@@ -413,6 +425,9 @@ impl Session {
                 }
                 ClientStep::Consume(n) => {
                     at = at.saturating_add(n);
+                    if !reply.is_empty() {
+                        self.rested = Instant::now();
+                    }
                     let sent = self.to_client.send(&mut self.client, cx, &reply);
                     sent.map_err(|_| (at, Step::ClientGone))?;
                     if n == 0 && reply.is_empty() {
@@ -430,6 +445,7 @@ impl Session {
                     at = at.saturating_add(n);
                     self.forward(cx, bytes, bytes).map_err(|step| (at, step))?;
                     if self.to_server.blocked() {
+                        self.look = true;
                         return Ok(at);
                     }
                 }
@@ -442,6 +458,7 @@ impl Session {
                     at = at.saturating_add(n);
                     sent.map_err(|step| (at, step))?;
                     if self.to_server.blocked() {
+                        self.look = true;
                         return Ok(at);
                     }
                 }
