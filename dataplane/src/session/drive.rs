@@ -314,11 +314,7 @@ impl Session {
         }
         self.look = false;
         if self.eof {
-            let ledger = self.core.ledger();
-            // What can end is waited for; what needs more of a client that sends no more cannot.
-            let over = ledger.settled() || ledger.unsynced() || ledger.copy_in() || self.core.half_sent();
-            let over = over && !self.core.waits_for_name();
-            return if over && !self.to_client.blocked() { Err(Step::ClientGone) } else { Ok(false) };
+            return self.at_eof();
         }
         if self.stalled() {
             return Ok(false);
@@ -353,6 +349,14 @@ impl Session {
                 Err(step)
             }
         }
+    }
+
+    /// The client sends no more: what can end is waited for, what needs more of it cannot.
+    fn at_eof(&self) -> Progress {
+        let ledger = self.core.ledger();
+        let over = ledger.settled() || ledger.unsynced() || ledger.copy_in() || self.core.half_sent();
+        let over = over && !self.core.waits_for_name();
+        if over && !self.to_client.blocked() { Err(Step::ClientGone) } else { Ok(false) }
     }
 
     /// The session rests on a server connection whose node is about to hand its part over: nothing new begins there. It is
@@ -445,7 +449,6 @@ impl Session {
                     at = at.saturating_add(n);
                     self.forward(cx, bytes, bytes).map_err(|step| (at, step))?;
                     if self.to_server.blocked() {
-                        self.look = true;
                         return Ok(at);
                     }
                 }
@@ -458,7 +461,6 @@ impl Session {
                     at = at.saturating_add(n);
                     sent.map_err(|step| (at, step))?;
                     if self.to_server.blocked() {
-                        self.look = true;
                         return Ok(at);
                     }
                 }
@@ -478,7 +480,10 @@ impl Session {
         }
         let Some(server) = &mut self.server else { return Ok(()) };
         server.slot.set_resting(false);
-        self.to_server.send(&mut server.io, cx, bytes).map_err(|_| Step::ServerLost(None))
+        let sent = self.to_server.send(&mut server.io, cx, bytes);
+        // What is behind them is looked at once they are gone.
+        self.look |= self.to_server.blocked();
+        sent.map_err(|_| Step::ServerLost(None))
     }
 }
 

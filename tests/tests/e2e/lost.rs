@@ -196,9 +196,8 @@ fn resetting(server: u16, mark: &'static [u8]) -> u16 {
             });
             std::thread::spawn(move || {
                 let mut buf = [0; 4096];
-                loop {
-                    // A socket that is closed before all was read is reset (RFC 2525, 2.17).
-                    let Ok(n @ 1..) = near.peek(&mut buf) else { break };
+                // A socket that is closed before all was read is reset (RFC 2525, 2.17).
+                while let Ok(n @ 1..) = near.peek(&mut buf) {
                     if buf[..n].windows(mark.len()).any(|part| part == mark) {
                         break;
                     }
