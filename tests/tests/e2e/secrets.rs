@@ -8,7 +8,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -478,7 +477,9 @@ fn a_fleet_over_etcd_and_patroni_says_nothing_secret() {
     let header = "YXBpOnBsYW50ZWQ1ZWNyZXQtcGF0cm9uaQ==";
     hunt.text(header);
     let (discovery, state) = (free_port(), directory("state"));
-    let config = Config::new(&cluster).user("planted_b", &format!("scram_verifier = \"{verifier}\""));
+    let config = Config::new(&cluster)
+        .user("planted_a", &format!("password = \"{MARK}-planted_a\""))
+        .user("planted_b", &format!("scram_verifier = \"{verifier}\""));
     let mut text = config.text();
     let _ = write!(
         text,
@@ -496,16 +497,10 @@ fn a_fleet_over_etcd_and_patroni_says_nothing_secret() {
         );
     }
     let plane = ControlPlane::start_logging(&text, FORMS[0]).ready();
-    let file = directory("shut-out");
-    std::fs::write(&file, text.replace(&format!("{MARK}-etcd"), &format!("{MARK}-wrong"))).unwrap();
-    let mut shut_out = Command::new(program().with_file_name("helios-controlplane"));
-    shut_out.args(["--config", &file, "--log-format", "json"]).env("RUST_LOG", "trace");
-    let shut_out = shut_out.output().unwrap();
-    assert!(!shut_out.status.success(), "etcd lets nobody in with a wrong password");
-    let shut_out = [shut_out.stdout, shut_out.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
-    assert!(shut_out.contains("etcd"), "{shut_out}");
-    hunt.heard("shut out", shut_out);
-    let _ = std::fs::remove_file(file);
+    let wrong = text
+        .replace(&format!("{MARK}-etcd"), &format!("{MARK}-wrong"))
+        .replace(&format!("127.0.0.1:{discovery}"), &format!("127.0.0.1:{}", free_port()));
+    let shut_out = ControlPlane::start_logging(&wrong, FORMS[1]);
     let dataplane = format!(
         "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
          endpoints = [\"127.0.0.1:{discovery}\"]\nname = \"dp-1\"\nstate_dir = \"{state}\"\n\
@@ -528,12 +523,15 @@ fn a_fleet_over_etcd_and_patroni_says_nothing_secret() {
         Path::new(&state).join("last-good-snapshot").exists()
     });
     only_for_their_owner(&state);
-    for (by, log) in [("proxy", proxy.log()), ("control plane", plane.log())] {
+    eventually(LONG, "the wrong password is noticed", || {
+        !shut_out.logged("a member does not answer").is_empty()
+    });
+    for (by, log) in [("proxy", proxy.log()), ("control plane", plane.log()), ("shut out", shut_out.log())] {
         assert!(!log.is_empty(), "{by} does say something");
         hunt.heard(by, log.join("\n"));
     }
     hunt.over();
-    drop((proxy, plane));
+    drop((proxy, plane, shut_out));
     let _ = std::fs::remove_dir_all(state);
 }
 
