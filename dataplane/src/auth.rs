@@ -49,7 +49,7 @@ pub struct Known {
     proved_at: Instant,
     /// A login failed since: the next one is checked on the backend.
     doubted: bool,
-    /// The same for clients at these addresses only.
+    /// The same for clients at these addresses only, until the role is proved on the backend again.
     doubted_from: Vec<IpAddr>,
     /// From `[[users]]`, with what it was made of.
     source: Option<UserProof>,
@@ -196,6 +196,7 @@ impl Auth {
         {
             known.proved_at = Instant::now();
             known.doubted = false;
+            known.doubted_from.clear();
             return (credential, known.epoch);
         }
         let (proof, credential) = match password {
@@ -266,4 +267,30 @@ async fn derive(password: Zeroizing<Vec<u8>>) -> Option<Verifier> {
         Some(Keys::derive(&password, &salt, DEFAULT_ITERATIONS).verifier(salt.to_vec(), DEFAULT_ITERATIONS))
     };
     tokio::task::spawn_blocking(work).await.ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_on_the_backend_ends_every_doubt() {
+        let (auth, near, far) = (Auth::default(), IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 0, 0, 1]));
+        let (app, ttl) = ((&b"app"[..], &b"db"[..]), Duration::from_secs(60));
+        let prove = |password: &[u8]| {
+            auth.prove(app.0, app.1, Some(Tried::Clear(Zeroizing::new(password.to_vec())))).1
+        };
+        let known = |from| auth.learned(app, from, ttl).map(|known| known.epoch);
+        let first = prove(b"secret");
+        for from in [Some(far), None] {
+            auth.doubt(app.0, app.1, from);
+            assert_eq!((known(far), known(near)), (None, from.map(|_| first)));
+            assert_eq!(prove(b"secret"), first, "the same password");
+            assert_eq!((known(far), known(near)), (Some(first), Some(first)));
+        }
+        auth.doubt(app.0, app.1, Some(far));
+        let second = prove(b"changed");
+        assert_ne!(first, second);
+        assert_eq!((known(far), known(near)), (Some(second), Some(second)));
+    }
 }

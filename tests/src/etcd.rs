@@ -90,6 +90,8 @@ impl Etcd {
                 "--initial-advertise-peer-urls",
                 &url(member.peer),
             ])
+            // Passwords are for tests: by default a login takes a large part of a second on a busy machine.
+            .args(["--bcrypt-cost", "4"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -142,6 +144,22 @@ impl Etcd {
         let revision = found["header"]["revision"].as_str().unwrap().to_owned();
         let done = self.post("/v3/kv/compaction", &json!({"revision": revision, "physical": true}));
         assert!(done["header"].is_object(), "{done}");
+    }
+
+    /// From now on nobody is let in but `root` with this password.
+    ///
+    /// # Panics
+    /// When etcd does not do so.
+    pub fn demand_password(&self, password: &str) {
+        for (path, body) in [
+            ("/v3/auth/user/add", json!({"name": "root", "password": password})),
+            ("/v3/auth/role/add", json!({"name": "root"})),
+            ("/v3/auth/user/grant", json!({"user": "root", "role": "root"})),
+            ("/v3/auth/enable", json!({})),
+        ] {
+            let done = self.post(path, &body);
+            assert!(done["header"].is_object(), "{path}: {done}");
+        }
     }
 
     fn post(&self, path: &str, body: &Value) -> Value {

@@ -250,7 +250,7 @@ impl NodePool {
                 let queued = inner.queue.remove(at);
                 drop(inner);
                 if let Some(queued) = queued {
-                    queued.waiter.finish(Outcome::Granted(Grant::Conn(conn)));
+                    self.hand(&queued, Grant::Conn(conn));
                 }
             }
             Pick::Other => {
@@ -262,6 +262,13 @@ impl NodePool {
                 inner.idle.entry(conn.identity.id).or_default().push(conn);
                 self.note(&inner);
             }
+        }
+    }
+
+    /// Gives to who stood in the queue. One that has given up since takes nothing: it goes on to the next.
+    fn hand(self: &Arc<Self>, queued: &Queued, grant: Grant) {
+        if let Some(Outcome::Granted(Grant::Conn(conn))) = queued.finish(Outcome::Granted(grant)) {
+            self.put_back(conn);
         }
     }
 
@@ -284,7 +291,7 @@ impl NodePool {
         inner.idle_count = 0;
         drop(inner);
         idle.into_values().flatten().for_each(ServerConn::close);
-        queue.into_iter().for_each(|queued| queued.waiter.finish(Outcome::Retired));
+        queue.into_iter().for_each(|queued| drop(queued.finish(Outcome::Retired)));
     }
 
     /// Takes over what health checks say: whether the node has just gone down.
@@ -314,7 +321,7 @@ impl NodePool {
         self.cords.cut();
         self.flush_idle();
         let queue = std::mem::take(&mut self.lock().queue);
-        queue.into_iter().for_each(|queued| queued.waiter.finish(Outcome::Retired));
+        queue.into_iter().for_each(|queued| drop(queued.finish(Outcome::Retired)));
     }
 
     /// Fails the waits that have passed their deadline.
@@ -328,7 +335,7 @@ impl NodePool {
             .partition(|queued| self.orders.deadline(queued) <= now);
         inner.queue = queue.into();
         drop(inner);
-        late.into_iter().for_each(|queued: Queued| queued.waiter.finish(Outcome::Expired));
+        late.into_iter().for_each(|queued: Queued| drop(queued.finish(Outcome::Expired)));
     }
 
     /// Takes idle connections that `old` names, except that `keep` of an identity stay.
@@ -390,9 +397,9 @@ impl NodePool {
         }
         self.note(&inner);
         drop(inner);
-        if let Some(Queued { waiter, identity, .. }) = granted {
-            let slot = Slot::new(self, &identity);
-            waiter.finish(Outcome::Granted(Grant::Dial(slot)));
+        if let Some(queued) = granted {
+            let slot = Slot::new(self, &queued.identity);
+            self.hand(&queued, Grant::Dial(slot));
         }
     }
 

@@ -3,6 +3,7 @@
 use super::node::{NodePool, Slot};
 use crate::server::ServerConn;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -26,35 +27,51 @@ pub enum Outcome {
 
 enum State {
     Idle,
-    Queued(Option<Waker>),
+    /// In the queue, at this place.
+    Queued(Ticket, Option<Waker>),
     Done(Outcome),
 }
+
+/// Tells a session's places in queues apart: what was granted for one that it has given up is not for the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(u64);
 
 /// A session's place in a queue.
 pub struct Waiter {
     /// Worker on which the session lives.
     pub worker: usize,
     state: Mutex<State>,
+    tickets: AtomicU64,
 }
 
 impl Waiter {
     /// A place for a session of this worker.
     #[must_use]
     pub fn new(worker: usize) -> Arc<Self> {
-        Arc::new(Self { worker, state: Mutex::new(State::Idle) })
+        Arc::new(Self { worker, state: Mutex::new(State::Idle), tickets: AtomicU64::new(0) })
     }
 
-    pub(super) fn enqueue(&self) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Queued(None);
+    pub(super) fn enqueue(&self) -> Ticket {
+        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Queued(ticket, None);
+        ticket
     }
 
-    pub(super) fn finish(&self, outcome: Outcome) {
+    /// Ends the wait. The outcome comes back if the session has given that place up in the meantime.
+    #[must_use]
+    pub(super) fn finish(&self, ticket: Ticket, outcome: Outcome) -> Option<Outcome> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *state, State::Done(outcome));
+        let State::Queued(held, waker) = &mut *state else { return Some(outcome) };
+        if *held != ticket {
+            return Some(outcome);
+        }
+        let waker = waker.take();
+        *state = State::Done(outcome);
         drop(state);
-        if let State::Queued(Some(waker)) = before {
+        if let Some(waker) = waker {
             waker.wake();
         }
+        None
     }
 
     /// How the wait ended, once it has.
@@ -62,9 +79,9 @@ impl Waiter {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *state, State::Idle) {
             State::Done(outcome) => Poll::Ready(outcome),
-            State::Queued(waker) => {
+            State::Queued(ticket, waker) => {
                 let waker = waker.filter(|w| w.will_wake(cx.waker())).unwrap_or_else(|| cx.waker().clone());
-                *state = State::Queued(Some(waker));
+                *state = State::Queued(ticket, Some(waker));
                 Poll::Pending
             }
             State::Idle => Poll::Ready(Outcome::Retired),
@@ -76,7 +93,7 @@ impl Waiter {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *state, State::Idle) {
             State::Done(outcome) => Some(outcome),
-            State::Idle | State::Queued(_) => None,
+            State::Idle | State::Queued(..) => None,
         }
     }
 }

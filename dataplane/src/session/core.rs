@@ -141,6 +141,10 @@ pub struct Core {
     waits_for_name: bool,
     /// What the server connection held has prepared.
     prepared: Prepared,
+    /// A ReadyForQuery came since it was last asked for.
+    ended: bool,
+    /// A run is sent only when everything before it is answered: the session is to end between two of them.
+    one_by_one: bool,
 }
 
 /// Statements by kind.
@@ -190,7 +194,14 @@ impl Core {
             names: Names::default(),
             waits_for_name: false,
             prepared: Prepared::default(),
+            ended: false,
+            one_by_one: false,
         }
+    }
+
+    /// From now on a run is sent only when everything before it is answered.
+    pub fn go_one_by_one(&mut self) {
+        self.one_by_one = true;
     }
 
     /// Pool mode in force; takes effect when no server connection is held.
@@ -262,6 +273,17 @@ impl Core {
         self.client_skip > 0
     }
 
+    /// Whether the client has got the front of a message of which the rest has not come: nothing else may be said to it.
+    #[must_use]
+    pub fn half_answered(&self) -> bool {
+        self.server_skip > 0 && self.held == 0
+    }
+
+    /// Whether a statement, or a run of them, has ended since the last call.
+    pub fn take_ended(&mut self) -> bool {
+        std::mem::take(&mut self.ended)
+    }
+
     /// Whether the client's bytes are to be looked at again with the server's next answer, whatever it is.
     #[must_use]
     pub fn waits_for_name(&self) -> bool {
@@ -292,6 +314,12 @@ impl Core {
             && !self.run.pending()
             && self.client_skip == 0
             && self.discard == 0
+    }
+
+    /// Whether everything that the client has asked is answered, outside of any transaction: what it sends next is new.
+    #[must_use]
+    pub fn between_runs(&self) -> bool {
+        self.at_rest() && !self.skip_to_sync && self.doom.is_none()
     }
 
     /// Whether the session is inside a transaction block, with nothing owed by the server.
@@ -368,20 +396,22 @@ impl Core {
         self.pins = Pins::NONE;
         self.changed.clear();
         self.settings.abandon();
-        self.undo_names();
+        self.forget_pending();
         let prepared = std::mem::take(&mut self.prepared);
         (std::mem::take(&mut self.ledger), std::mem::take(&mut self.server_skip), prepared)
     }
 
-    /// Nothing that is on its way about names will be answered.
-    fn undo_names(&mut self) {
+    /// Nothing that is on its way will be answered.
+    fn forget_pending(&mut self) {
+        self.discarding = false;
+        self.ended = false;
         self.names.failed(u32::MAX, &mut self.prepared);
     }
 
     /// The run could not be served; its server connection, if there was one, is gone. Its bytes are to be offered
     /// again, from the front.
     pub fn replay(&mut self) {
-        self.undo_names();
+        self.forget_pending();
         self.settings.abandon();
         self.changed.clear();
         self.bound = None;

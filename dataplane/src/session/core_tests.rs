@@ -668,3 +668,13 @@ fn what_the_server_skips_pins_nothing() {
     play.server(&ready(TxStatus::Idle));
     assert!(play.core.may_release());
 }
+
+#[test]
+fn a_discard_all_that_was_lost_with_its_server_discards_nothing_later() {
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&query("discard all"), false);
+    assert!(play.core.lost(&lost_error(), &mut Vec::new()));
+    play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
+    play.server(&[bare(b'1'), ready(TxStatus::Idle)].concat());
+    assert_eq!(play.core.sql_of(b"s"), Some(&b"select 1"[..]));
+}

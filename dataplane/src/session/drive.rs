@@ -220,19 +220,25 @@ impl Session {
         // What the client sent ahead may mean something else now: after an answer, when the server reads COPY data, or when it
         // skips up to a Sync.
         let ledger = self.core.ledger();
-        self.look = ledger.settled() || ledger.copy_in() || ledger.unsynced() || self.core.waits_for_name();
-        if !self.core.ledger().settled() {
+        self.look |= ledger.settled() || ledger.copy_in() || ledger.unsynced() || self.core.waits_for_name();
+        let (ended, settled) = (self.core.take_ended(), self.core.ledger().settled());
+        if !ended && !settled {
             return;
         }
         let now = Instant::now();
+        if let Some(started) = self.started.take() {
+            self.worker.counters.query.observe(now.saturating_duration_since(started));
+        }
+        if !settled {
+            // The next of a pipeline has its own time.
+            self.started = Some(now);
+            return;
+        }
         self.rested = now;
         self.replays = 0;
         self.count_pin();
         if self.sent.capacity() > KEEP {
             self.sent = Vec::new();
-        }
-        if let Some(started) = self.started.take() {
-            self.worker.counters.query.observe(now.saturating_duration_since(started));
         }
         if self.core.take_wrote() {
             self.last_write = Some(now);
@@ -296,17 +302,19 @@ impl Session {
                 Poll::Pending => return Ok(false),
             }
         }
+        if self.handle.overdue() {
+            self.core.go_one_by_one();
+            if !self.to_client.inbox.is_empty() && self.core.between_runs() {
+                return self.leave();
+            }
+        }
         // Where nothing came of it, the rest of a message is missing, and the socket has to be asked for it.
         if self.look && !self.to_client.inbox.is_empty() && self.look_again(cx, &mut bench.tools)? {
             return Ok(true);
         }
         self.look = false;
         if self.eof {
-            let ledger = self.core.ledger();
-            // What can end is waited for; what needs more of a client that sends no more cannot.
-            let over = ledger.settled() || ledger.unsynced() || ledger.copy_in() || self.core.half_sent();
-            let over = over && !self.core.waits_for_name();
-            return if over && !self.to_client.blocked() { Err(Step::ClientGone) } else { Ok(false) };
+            return self.at_eof();
         }
         if self.stalled() {
             return Ok(false);
@@ -320,9 +328,8 @@ impl Session {
             Poll::Ready(Err(_)) => return Err(Step::ClientGone),
             Poll::Pending => return Ok(false),
         };
-        if self.must_leave() {
-            // Told instead of an answer, so that it is sure that the statement was not executed.
-            return Err(Step::Ended(Ending::Error(Box::new(stops()))));
+        if self.handle.overdue() && self.core.between_runs() {
+            return self.leave();
         }
         let Bench { scratch, tools } = bench;
         let fresh = scratch.get(..n).unwrap_or_default();
@@ -344,18 +351,27 @@ impl Session {
         }
     }
 
+    /// The client sends no more: what can end is waited for, what needs more of it cannot.
+    fn at_eof(&self) -> Progress {
+        let ledger = self.core.ledger();
+        let over = ledger.settled() || ledger.unsynced() || ledger.copy_in() || self.core.half_sent();
+        let over = over && !self.core.waits_for_name();
+        if over && !self.to_client.blocked() { Err(Step::ClientGone) } else { Ok(false) }
+    }
+
     /// The session rests on a server connection whose node is about to hand its part over: nothing new begins there. It is
     /// woken when that is over.
     fn is_held(&self) -> bool {
         self.server.as_ref().is_some_and(|server| server.slot.pool().is_held()) && self.core.at_rest()
     }
 
-    /// The data plane stops, and the client begins something new instead of a pause.
-    fn must_leave(&self) -> bool {
-        self.handle.overdue()
-            && self.core.at_rest()
-            && self.to_client.inbox.is_empty()
-            && !self.to_client.blocked()
+    /// The data plane stops, and the client begins something new instead of a pause. Once it has taken its answers it is told
+    /// that in place of another, so that it is sure that the statement was not executed.
+    fn leave(&self) -> Progress {
+        if self.to_client.blocked() {
+            return Ok(false);
+        }
+        Err(Step::Ended(Ending::Error(Box::new(stops()))))
     }
 
     /// Bytes of the client wait for the server's answer, or for the client to read ours: read no more of them.
@@ -413,6 +429,9 @@ impl Session {
                 }
                 ClientStep::Consume(n) => {
                     at = at.saturating_add(n);
+                    if !reply.is_empty() {
+                        self.rested = Instant::now();
+                    }
                     let sent = self.to_client.send(&mut self.client, cx, &reply);
                     sent.map_err(|_| (at, Step::ClientGone))?;
                     if n == 0 && reply.is_empty() {
@@ -461,7 +480,10 @@ impl Session {
         }
         let Some(server) = &mut self.server else { return Ok(()) };
         server.slot.set_resting(false);
-        self.to_server.send(&mut server.io, cx, bytes).map_err(|_| Step::ServerLost(None))
+        let sent = self.to_server.send(&mut server.io, cx, bytes);
+        // What is behind them is looked at once they are gone.
+        self.look |= self.to_server.blocked();
+        sent.map_err(|_| Step::ServerLost(None))
     }
 }
 

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until, timeout};
 
@@ -127,7 +127,7 @@ async fn enter(
         Refusal::Late(..) => return None,
         Refusal::Cut | Refusal::Gone | Refusal::Io(_) | Refusal::Handshake(_) => return None,
     };
-    say_goodbye(&mut lobby.io, &words).await;
+    say_goodbye(&mut lobby.io, &words, false).await;
     None
 }
 
@@ -213,8 +213,9 @@ impl From<PgError> for End {
 /// Relays until the session ends, `true`, or another worker is to have it.
 async fn relay(session: &mut Session) -> bool {
     let mut timer = Timer::default();
-    let end = loop {
+    let (end, busy) = loop {
         let step = poll_fn(|cx| timer.poll(session, cx)).await;
+        let busy = matches!(step, Event::Step(Step::Ended(_)));
         let next = match step {
             Event::Step(Step::Acquire) => Box::pin(acquire(session)).await,
             Event::Step(Step::Move) => return false,
@@ -232,21 +233,31 @@ async fn relay(session: &mut Session) -> bool {
             Event::TimedOut(error) => Err((*error).into()),
         };
         if let Err(end) = next {
-            break end;
+            break (end, busy);
         }
     };
+    let half = session.core.half_answered();
     let Session { client, to_client, .. } = session;
-    let _ = timeout(LAST_WORDS, poll_fn(|cx| to_client.flush(client, cx))).await;
-    if let End::Words(words) = end {
-        say_goodbye(client, &words).await;
+    let flushed = timeout(LAST_WORDS, poll_fn(|cx| to_client.flush(client, cx))).await;
+    // Words of ours in the middle of a message would be taken for a part of it.
+    if let End::Words(words) = end
+        && let Ok(Ok(())) = flushed
+        && !half
+    {
+        say_goodbye(client, &words, busy).await;
     }
     true
 }
 
-async fn say_goodbye(io: &mut Stream, words: &[u8]) {
+/// Last words. A socket that is closed before all was read from it is reset, and then what the client has not got by then is
+/// lost: of a `busy` one all is read until it hangs up.
+async fn say_goodbye(io: &mut Stream, words: &[u8], busy: bool) {
     let speak = async {
         io.write_all(words).await?;
-        io.shutdown().await
+        io.shutdown().await?;
+        let mut unread = [0; 1024];
+        while (busy || !io.is_silent()) && io.read(&mut unread).await? > 0 {}
+        Ok::<_, std::io::Error>(())
     };
     let _ = timeout(LAST_WORDS, speak).await;
 }
@@ -379,6 +390,7 @@ impl Session {
         let mut out = Vec::new();
         self.core.fail(error, &mut out);
         self.to_client.push(&out);
+        self.rested = Instant::now();
         self.look = true;
     }
 
@@ -445,6 +457,7 @@ impl Session {
         if !self.alone && self.core.lost(&error, &mut out) {
             self.to_server.clear();
             self.started = None;
+            self.rested = Instant::now();
             self.look = true;
             self.to_client.push(&out);
             return Ok(());

@@ -2,7 +2,7 @@
 //! inside the test; it stands behind the name of a replica, so that reads go to it while everything else goes to a real server.
 //! The proxy closes the connection, serves everybody else, and keeps its memory. Never judges how fast that is.
 
-use std::io::{Error, Read as _, Write as _};
+use std::io::{Error, ErrorKind, Read as _, Write as _};
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -291,6 +291,25 @@ fn a_hostile_server_is_left_and_everybody_else_is_served() {
     assert!(after < before + GROWTH, "{before} to {after} KiB");
     assert!(proxy.logged("panicked").is_empty());
     assert_eq!(proxy.get("/health").status, 200);
+}
+
+#[test]
+fn a_row_that_breaks_off_is_not_filled_up_with_words_of_the_proxy() {
+    let fake = Fake::start();
+    let proxy = proxy(&fake, "");
+    fake.does(|io| {
+        asked(io)?;
+        let row = message(b'D', &[&b"\0\x01\0\0\x04\0"[..], &[b'x'; 1024]].concat());
+        say(io, &[COLUMN])?;
+        // Less is missing than an error takes.
+        io.write_all(&row[..row.len() - 40])?;
+        Err(ErrorKind::ConnectionAborted.into())
+    });
+    eventually(LONG, "a read goes there", || {
+        let seen = read(&proxy);
+        assert!(seen.iter().filter(|m| m.tag == b'D').all(|m| m.fields() == ["ours"]), "{seen:?}");
+        seen.last().is_some_and(|last| last.tag == b'T')
+    });
 }
 
 #[test]

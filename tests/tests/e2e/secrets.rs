@@ -4,9 +4,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use helios_pgwire::frontend;
@@ -14,7 +16,8 @@ use helios_tests::controlplane::directory;
 use helios_tests::proxy::{Logging, check, check_by, program};
 use helios_tests::raw::{PATIENCE, SSL_REQUEST, call, extended, message, parse, query, startup, sync};
 use helios_tests::{
-    Cluster, Config, ControlPlane, Heliosctl, Message, Pki, Proxy, Raw, eventually, free_port, http,
+    Cluster, Config, ControlPlane, Etcd, Heliosctl, Message, Pki, Proxy, Raw, Role, eventually, free_port,
+    http,
 };
 
 /// In every secret that is a text.
@@ -425,6 +428,111 @@ fn a_fleet_says_nothing_secret() {
             let _ = std::fs::remove_dir_all(directory);
         }
     }
+}
+
+/// A REST API of Patroni of which these nodes are the members, the first one the leader. It refuses whatever is to change
+/// something, and tells whether that was asked.
+fn patroni(cluster: &Cluster) -> (u16, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let member = |(at, node): (usize, &helios_tests::cluster::Node)| {
+        let role = if at == 0 { "leader" } else { "replica" };
+        serde_json::json!({
+            "name": node.name, "role": role, "state": "running", "timeline": 1, "lag": 0,
+            "host": "127.0.0.1", "port": node.port, "api_url": format!("http://127.0.0.1:{port}/patroni"),
+        })
+    };
+    let members: Vec<_> = cluster.nodes.iter().enumerate().map(member).collect();
+    let view = serde_json::json!({"members": members}).to_string();
+    let (told, asked) = mpsc::channel();
+    std::thread::spawn(move || {
+        while let Ok((mut io, _)) = listener.accept() {
+            let mut request = [0; 4096];
+            let n = io.read(&mut request).unwrap_or(0);
+            let request = String::from_utf8_lossy(&request[..n]).into_owned();
+            let (code, body) =
+                if request.starts_with("GET") { ("200 OK", &*view) } else { ("503 No", "not now") };
+            let _ = write!(
+                io,
+                "HTTP/1.1 {code}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            if !request.starts_with("GET") {
+                let _ = told.send(request);
+            }
+        }
+    });
+    (port, asked)
+}
+
+#[test]
+fn a_fleet_over_etcd_and_patroni_says_nothing_secret() {
+    let cluster = Cluster::start(&[Role::Standby]);
+    let mut hunt = Hunt::new();
+    let verifier = roles(&cluster, &mut hunt);
+    let etcd = Etcd::start(1);
+    etcd.demand_password("planted5ecret-etcd");
+    let (api, asked) = patroni(&cluster);
+    // As HTTP has it: base64 of "api:planted5ecret-patroni".
+    let header = "YXBpOnBsYW50ZWQ1ZWNyZXQtcGF0cm9uaQ==";
+    hunt.text(header);
+    let (discovery, state) = (free_port(), directory("state"));
+    let config = Config::new(&cluster)
+        .user("planted_a", &format!("password = \"{MARK}-planted_a\""))
+        .user("planted_b", &format!("scram_verifier = \"{verifier}\""));
+    let mut text = config.text();
+    let _ = write!(
+        text,
+        "\n[store]\nkind = \"etcd\"\nendpoints = {}\nuser = \"root\"\npassword = \"{MARK}-etcd\"\n\
+         [topology]\nprovider = \"patroni\"\npoll_interval_secs = 0.5\n\
+         patroni_endpoints = [\"http://127.0.0.1:{api}\"]\npatroni_user = \"api\"\n\
+         patroni_password = \"{MARK}-patroni\"\n\
+         [discovery]\nlisten_address = \"127.0.0.1:{discovery}\"\n[management]\nlisten_address = \"127.0.0.1:0\"\n",
+        etcd.endpoints()
+    );
+    for role in ["admin", "dataplane"] {
+        let _ = write!(
+            text,
+            "[[management.tokens]]\nname = \"{role}\"\nrole = \"{role}\"\ntoken = \"{MARK}-token-of-{role}\"\n"
+        );
+    }
+    let plane = ControlPlane::start_logging(&text, FORMS[0]).ready();
+    let wrong = text
+        .replace(&format!("{MARK}-etcd"), &format!("{MARK}-wrong"))
+        .replace(&format!("127.0.0.1:{discovery}"), &format!("127.0.0.1:{}", free_port()));
+    let shut_out = ControlPlane::start_logging(&wrong, FORMS[1]);
+    let dataplane = format!(
+        "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
+         endpoints = [\"127.0.0.1:{discovery}\"]\nname = \"dp-1\"\nstate_dir = \"{state}\"\n\
+         token = \"{MARK}-token-of-dataplane\"\n"
+    );
+    let proxy = Proxy::start_logging(&dataplane, FORMS[1]).ready();
+    let (mut raw, hello) = Raw::login(proxy.port(), "planted_b", &format!("{MARK}-planted_b"));
+    hunt.bytes(&hello.key);
+    raw.query(&format!("select '{MARK}'"));
+    operators(plane.management, &format!("{MARK}-token-of-admin"), &mut hunt);
+    let ctl = Heliosctl::at(plane.management).token(&format!("{MARK}-token-of-admin"));
+    hunt.ran(&ctl, &["switchover", "--to", "standby", "--yes"]);
+    let request = asked.recv_timeout(LONG).expect("Patroni is asked");
+    assert!(request.contains(header), "with the login: {request}");
+    web(proxy.admin, &mut hunt);
+    for path in ["/metrics", "/health", "/health/ready"] {
+        hunt.heard(path, http::get(plane.admin, path).unwrap().body);
+    }
+    eventually(LONG, "the last good snapshot is kept", || {
+        Path::new(&state).join("last-good-snapshot").exists()
+    });
+    only_for_their_owner(&state);
+    eventually(LONG, "the wrong password is noticed", || {
+        !shut_out.logged("a member does not answer").is_empty()
+    });
+    for (by, log) in [("proxy", proxy.log()), ("control plane", plane.log()), ("shut out", shut_out.log())] {
+        assert!(!log.is_empty(), "{by} does say something");
+        hunt.heard(by, log.join("\n"));
+    }
+    hunt.over();
+    drop((proxy, plane, shut_out));
+    let _ = std::fs::remove_dir_all(state);
 }
 
 /// Whether each file below can be read by its owner only.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use helios_tests::raw::{PATIENCE, call, extended, message, parse, query, sync};
+use helios_tests::raw::{PATIENCE, call, extended, message, parse, query, startup, sync};
 use helios_tests::{Cluster, Config, Message, Proxy, Raw, loudly};
 
 /// A kind of state.
@@ -309,8 +309,9 @@ fn cells(
                 }
                 let mut first = login();
                 if !make(&mut first, kind, way) {
+                    let refused = mode == "statement" && open;
                     assert!(
-                        way != Way::Simple || kind.make.is_empty(),
+                        way != Way::Simple || kind.make.is_empty() || refused,
                         "{mode}: {} cannot be made",
                         kind.name
                     );
@@ -342,11 +343,79 @@ fn cells(
 
 #[test]
 fn whoever_comes_next_finds_what_a_fresh_connection_has() {
+    let few = [Leave::Terminate, Leave::Close, Leave::InTransaction];
+    let sum = matrix(&[("transaction", &LEAVES[..]), ("session", &few)]);
+    assert!(sum.fresh > 500 && sum.kept > 50, "{sum:?}");
+}
+
+#[test]
+fn the_same_in_statement_mode() {
+    // What needs a block cannot be made there.
+    let sum = matrix(&[("statement", &[Leave::Terminate, Leave::Close, Leave::Stays, Leave::Discard])]);
+    assert!(sum.fresh > 200 && sum.kept > 20 && sum.not_made > 50, "{sum:?}");
+}
+
+/// Settings of the StartupMessage, and how they are looked for.
+#[rustfmt::skip]
+const STARTS: [(&[(&str, &str)], &str); 8] = [
+    (&[("options", "-c search_path=evil,public")], "show search_path"),
+    (&[("options", "-c role=matrix_other")], WHO),
+    (&[("options", "-c statement_timeout=77s --work_mem=7MB")], "select current_setting('statement_timeout'), current_setting('work_mem')"),
+    (&[("options", "-c my.tenant=somebody")], "select current_setting('my.tenant', true)"),
+    (&[("TimeZone", "Asia/Tokyo")], "show timezone"),
+    (&[("DateStyle", "German, DMY"), ("application_name", "somebody")], "select current_setting('datestyle'), current_setting('application_name')"),
+    (&[("client_encoding", "LATIN1")], "show client_encoding"),
+    (&[("search_path", "evil"), ("default_transaction_read_only", "on")], "select current_setting('search_path'), current_setting('transaction_read_only')"),
+];
+
+#[test]
+fn what_a_startup_message_sets_is_for_its_own_session_only() {
     let cluster = Cluster::start(&[]);
     prepare(&cluster);
-    let few = [Leave::Terminate, Leave::Close, Leave::InTransaction];
+    let mut seen = 0;
+    for mode in ["transaction", "session", "statement"] {
+        let config = Config { mode, pool: 1, acquire_timeout: 10, ..Config::primary_only(&cluster) };
+        let proxy = config.user("matrix", "password = \"matrix-secret\"").start().ready();
+        for (settings, sql) in STARTS {
+            let look = Look::Sql(sql);
+            let login = |port: u16, settings: &[(&str, &str)]| {
+                let mut raw = Raw::connect(port);
+                let who = [("user", "matrix"), ("database", "postgres")];
+                raw.send(&startup(0x0003_0000, &[&who, settings].concat()));
+                raw.finish_login("matrix", "matrix-secret").unwrap();
+                raw
+            };
+            let direct = [settings, &[]].map(|with| looks(&mut login(cluster.primary().port, with), &look));
+            assert_ne!(direct[0], direct[1], "{settings:?} can be told");
+            for how in [Leave::Terminate, Leave::Close, Leave::Running, Leave::Reset, Leave::Discard] {
+                let mut first = login(proxy.port(), settings);
+                assert_eq!(looks(&mut first, &look), direct[0], "{mode}: {settings:?}");
+                // In session mode it keeps its server as long as it stays.
+                let left = leave(first, how, false).filter(|_| mode != "session");
+                let mut next = login(proxy.port(), &[]);
+                assert_eq!(looks(&mut next, &look), direct[1], "{mode}: {settings:?}, {how:?}");
+                if let Some(mut left) = left {
+                    assert_eq!(looks(&mut left, &look), direct[0], "{mode}: {settings:?}, {how:?}, its own");
+                }
+                drop(next);
+                assert_eq!(
+                    looks(&mut login(proxy.port(), settings), &look),
+                    direct[0],
+                    "{mode}: {settings:?}"
+                );
+                seen += 1;
+            }
+        }
+    }
+    loudly(&format!("state by the StartupMessage: {seen} cells, leaks 0"));
+}
+
+/// Every kind of state in these modes, left in these ways: the sum of all. There is no leak.
+fn matrix(modes: &[(&'static str, &[Leave])]) -> Cells {
+    let cluster = Cluster::start(&[]);
+    prepare(&cluster);
     let (mut leaks, mut sum) = (Vec::new(), Cells::default());
-    for (mode, leaves) in [("transaction", &LEAVES[..]), ("session", &few)] {
+    for &(mode, leaves) in modes {
         let halves: [Vec<&Kind>; 2] = [0, 1].map(|half| {
             KINDS.iter().enumerate().filter(|(at, _)| at % 2 == half).map(|(_, kind)| kind).collect()
         });
@@ -383,5 +452,5 @@ fn whoever_comes_next_finds_what_a_fresh_connection_has() {
         leaks.len()
     ));
     assert!(leaks.is_empty(), "{leaks:#?}");
-    assert!(sum.fresh > 500 && sum.kept > 50, "{sum:?}");
+    sum
 }

@@ -4,7 +4,7 @@
 use super::budget::{Budget, Source};
 use super::{Caps, Request};
 use crate::pool::identity::Identity;
-use crate::pool::wait::Waiter;
+use crate::pool::wait::{Outcome, Ticket, Waiter};
 use crate::server::ServerConn;
 use crate::server::settings::{Texts, same};
 use std::collections::{HashMap, VecDeque};
@@ -41,10 +41,19 @@ pub(super) struct Inner {
 /// A session in the queue.
 pub(super) struct Queued {
     pub waiter: Arc<Waiter>,
+    ticket: Ticket,
     pub identity: Arc<Identity>,
     pub caps: Caps,
     pub since: Instant,
     pub deadline: Instant,
+}
+
+impl Queued {
+    /// Ends the wait. The outcome comes back if the session has given up in the meantime.
+    #[must_use]
+    pub fn finish(&self, outcome: Outcome) -> Option<Outcome> {
+        self.waiter.finish(self.ticket, outcome)
+    }
 }
 
 /// How old an idle connection is.
@@ -148,10 +157,11 @@ impl Inner {
 
     /// Puts a session at the end of the queue.
     pub fn enqueue(&mut self, request: &Request<'_>) {
-        request.waiter.enqueue();
+        let ticket = request.waiter.enqueue();
         let since = Instant::now();
         self.queue.push_back(Queued {
             waiter: Arc::clone(request.waiter),
+            ticket,
             identity: Arc::clone(request.identity),
             caps: request.caps,
             since,

@@ -3,7 +3,7 @@
 
 use super::inner::{Inner, Queued};
 use super::{NodePool, Slot};
-use crate::pool::wait::{Grant, Outcome};
+use crate::pool::wait::Grant;
 use helios_proto::model::{NodeOps, Settings};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -129,7 +129,7 @@ impl NodePool {
             if let Some(conn) = evicted {
                 conn.close();
             }
-            queued.waiter.finish(Outcome::Granted(grant));
+            self.hand(&queued, grant);
         }
     }
 

@@ -67,6 +67,13 @@ impl World {
         }
     }
 
+    fn conn_at_hand(&self, identity: &Arc<Identity>) -> Box<ServerConn> {
+        match self.ask(identity, &Waiter::new(0), Caps::default()) {
+            Checkout::Ready(conn) => conn,
+            other => panic!("none at hand: {:?}", got(&other)),
+        }
+    }
+
     fn counts(&self) -> (u32, u32, u32, usize) {
         let Counts { total, active, idle, waiting } = self.pool.counts();
         (total, active, idle, waiting)
@@ -351,4 +358,37 @@ async fn a_smaller_share_closes_what_is_idle_and_lets_the_others_end() {
     assert_eq!(world.counts().2, 1);
     world.accepted.lock().unwrap().clear();
     until_total(&world, 1).await;
+}
+
+#[tokio::test]
+async fn who_gives_up_in_the_moment_of_a_grant_takes_nothing_along() {
+    let w = World::new(1).await;
+    let (identity, waiter) = (w.identity("app", "db"), Waiter::new(0));
+    let wait = || assert_eq!(got(&w.ask(&identity, &waiter, Caps::default())), Got::Wait);
+    // Out of the queue as a grant takes it, and not told yet.
+    let chosen = || w.pool.lock().queue.pop_front().unwrap();
+    let conn = w.conn(&identity, 0).await;
+    wait();
+    let queued = chosen();
+    w.pool.abandon(&waiter);
+    w.pool.hand(&queued, Grant::Conn(conn));
+    assert_eq!(w.counts(), (1, 0, 1, 0), "the connection is idle");
+    let conn = w.conn_at_hand(&identity);
+    wait();
+    let queued = chosen();
+    w.pool.abandon(&waiter);
+    wait();
+    w.pool.hand(&queued, Grant::Conn(conn));
+    assert_eq!(w.counts(), (1, 1, 0, 0));
+    assert!(has_conn(&waiter).is_some(), "the place in which it stands now is the first");
+    drop(waiter);
+    assert_eq!(w.counts(), (0, 0, 0, 0));
+    // The same with the right to open one.
+    let waiter = Waiter::new(0);
+    let Checkout::Dial(slot) = w.ask(&identity, &waiter, Caps::default()) else { panic!("no place") };
+    assert_eq!(got(&w.ask(&identity, &waiter, Caps::default())), Got::Wait);
+    let queued = chosen();
+    w.pool.abandon(&waiter);
+    w.pool.hand(&queued, Grant::Dial(slot));
+    assert_eq!(w.counts(), (0, 0, 0, 0), "the place is free");
 }

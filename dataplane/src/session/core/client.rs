@@ -362,10 +362,10 @@ impl Core {
     }
 
     /// A new run behind an unanswered one waits where it might have to go elsewhere, or be refused, and where its names
-    /// may be gone: behind a `DISCARD ALL`, for one.
+    /// may be gone: behind a `DISCARD ALL`, for one. In a session that is to end, always.
     fn must_wait(&self, bound: Bound) -> bool {
         let between = !self.ledger.unsynced() && !self.ledger.copy_in();
-        if between && self.discarding && !self.ledger.settled() {
+        if between && (self.discarding || self.one_by_one) && !self.ledger.settled() {
             return true;
         }
         let free = self.ledger.settled() || self.ledger.status() != TxStatus::Idle;

@@ -55,7 +55,7 @@ impl Core {
         if !movable || !whole {
             return false;
         }
-        self.undo_names();
+        self.forget_pending();
         self.settings.abandon();
         self.changed.clear();
         let open = self.ledger.status() != TxStatus::Idle;

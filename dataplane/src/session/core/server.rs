@@ -154,6 +154,7 @@ impl Core {
                 self.final_reply();
             }
             b'Z' => {
+                self.ended = true;
                 self.final_reply();
                 self.sets &= status != Some(TxStatus::Idle);
                 if self.settings.follows() {
