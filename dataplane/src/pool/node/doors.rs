@@ -273,114 +273,52 @@ mod tests {
         }
     }
 
+    /// Plays steps: milliseconds since the start, and what the server does (`full`, `away`, `admits`), what we do (`tries`,
+    /// `ends`), or what is to be the answer (`=Turn`).
+    fn play(what: &str, steps: &str) {
+        let (all, start, mut doors) = (Identities::default(), Instant::now(), Doors::default());
+        let app = identity(&all, "app", "db");
+        for step in steps.split(", ") {
+            let (at, did) = step.split_once(' ').unwrap();
+            let now = start + Duration::from_millis(at.parse().unwrap());
+            match did {
+                "full" => doors.refused(&app, Refused::Full(Limit::Server), now),
+                "away" => doors.refused(&app, Refused::Away, now),
+                "admits" => doors.admitted(&app, now),
+                "tries" => doors.attempt(&app, now),
+                "ends" => doors.ended(&app, now),
+                answer => assert_eq!(format!("={:?}", doors.ask(&app, now)), answer, "{what}: {step}"),
+            }
+        }
+    }
+
     #[test]
     fn one_attempt_a_second_goes_to_a_server_that_refuses() {
-        enum Did {
-            Asks(Answer),
-            Tries,
-            Refuses(Refused),
-            Admits,
-            Ends,
-        }
-        use Did::{Admits, Asks, Ends, Refuses, Tries};
-        let (full, away) = (Refused::Full(Limit::Server), Refused::Away);
-        let (all, start) = (Identities::default(), Instant::now());
-        let app = identity(&all, "app", "db");
         for (what, steps) in [
             (
                 "full: a second after each refusal",
-                vec![
-                    (0, Asks(Answer::Open)),
-                    (0, Refuses(full)),
-                    (1, Refuses(full)),
-                    (999, Asks(Answer::Full)),
-                    (1_000, Asks(Answer::Turn)),
-                    (1_000, Tries),
-                    (1_000, Asks(Answer::Full)),
-                    (1_020, Refuses(full)),
-                    (2_019, Asks(Answer::Full)),
-                    (2_020, Asks(Answer::Turn)),
-                ],
+                "0 =Open, 0 full, 1 full, 999 =Full, 1000 =Turn, 1000 tries, 1000 =Full, 1020 full, 2019 =Full, \
+                 2020 =Turn",
             ),
-            (
-                "one that hangs is not waited for",
-                vec![
-                    (0, Refuses(full)),
-                    (1_000, Tries),
-                    (1_999, Asks(Answer::Full)),
-                    (2_000, Asks(Answer::Turn)),
-                ],
-            ),
+            ("one that hangs is not waited for", "0 full, 1000 tries, 1999 =Full, 2000 =Turn"),
             (
                 "one that was let in makes room for the next",
-                vec![
-                    (0, Refuses(full)),
-                    (1_000, Tries),
-                    (1_010, Admits),
-                    (1_010, Asks(Answer::Turn)),
-                    (1_011, Tries),
-                    (1_011, Asks(Answer::Full)),
-                    (1_020, Refuses(full)),
-                    (2_000, Asks(Answer::Full)),
-                    (2_020, Asks(Answer::Turn)),
-                ],
+                "0 full, 1000 tries, 1010 admits, 1010 =Turn, 1011 tries, 1011 =Full, 1020 full, 2000 =Full, \
+                 2020 =Turn",
             ),
-            (
-                "our own end makes room, soon",
-                vec![(0, Refuses(full)), (200, Ends), (299, Asks(Answer::Full)), (300, Asks(Answer::Turn))],
-            ),
+            ("our own end makes room, soon", "0 full, 200 ends, 299 =Full, 300 =Turn"),
             (
                 "away: sooner, then less and less often",
-                vec![
-                    (0, Refuses(away)),
-                    (1, Refuses(away)),
-                    (99, Asks(Answer::Away)),
-                    (100, Asks(Answer::Turn)),
-                    (100, Tries),
-                    (100, Asks(Answer::Away)),
-                    (110, Refuses(away)),
-                    (309, Asks(Answer::Away)),
-                    (310, Tries),
-                    (320, Refuses(away)),
-                    (719, Asks(Answer::Away)),
-                    (720, Tries),
-                    (730, Refuses(away)),
-                    (1_529, Asks(Answer::Away)),
-                    (1_530, Tries),
-                    (1_540, Refuses(away)),
-                    (2_539, Asks(Answer::Away)),
-                    (2_540, Tries),
-                    (2_550, Refuses(away)),
-                    (3_549, Asks(Answer::Away)),
-                    (3_550, Tries),
-                    (3_560, Admits),
-                    (3_560, Asks(Answer::Open)),
-                ],
+                "0 away, 1 away, 99 =Away, 100 =Turn, 100 tries, 100 =Away, 110 away, 309 =Away, 310 tries, \
+                 320 away, 719 =Away, 720 tries, 730 away, 1529 =Away, 1530 tries, 1540 away, 2539 =Away, \
+                 2540 tries, 2550 away, 3549 =Away, 3550 tries, 3560 admits, 3560 =Open",
             ),
             (
                 "another reason counts anew",
-                vec![
-                    (0, Refuses(full)),
-                    (10, Refuses(away)),
-                    (109, Asks(Answer::Away)),
-                    (110, Tries),
-                    (120, Refuses(full)),
-                    (1_119, Asks(Answer::Full)),
-                    (1_120, Asks(Answer::Turn)),
-                ],
+                "0 full, 10 away, 109 =Away, 110 tries, 120 full, 1119 =Full, 1120 =Turn",
             ),
         ] {
-            let mut doors = Doors::default();
-            for (at, did) in steps {
-                let now = start + Duration::from_millis(at);
-                match did {
-                    Asks(expected) => assert_eq!(doors.ask(&app, now), expected, "{what}, after {at} ms"),
-                    Tries => doors.attempt(&app, now),
-                    Refuses(refused) => doors.refused(&app, refused, now),
-                    Admits => doors.admitted(&app, now),
-                    Ends => doors.ended(&app, now),
-                }
-            }
+            play(what, steps);
         }
     }
 
