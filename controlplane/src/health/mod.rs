@@ -83,6 +83,15 @@ struct Wake {
     stop: CancellationToken,
 }
 
+/// Why a wait ended.
+enum Next {
+    /// It is time to probe.
+    Round,
+    /// A hunt begins: something is wrong, here or elsewhere.
+    Hunt,
+    Stop,
+}
+
 impl FailureKind {
     /// Whether the server itself serves: no reason to take it out.
     pub const fn serves(self) -> bool {
@@ -134,34 +143,39 @@ async fn run(node: Arc<Node>, mut prober: Prober, mut wake: Wake, events: mpsc::
             outcome = prober.probe() => outcome,
         };
         let event = Event::Probed { node: Arc::clone(&node), outcome };
-        if events.send(event).await.is_err() || !wake.wait().await {
+        if events.send(event).await.is_err() {
             return;
+        }
+        match wake.wait().await {
+            Next::Stop => return,
+            Next::Round => {}
+            Next::Hunt => prober.doubt(),
         }
     }
 }
 
 impl Wake {
-    /// Waits until it is time to probe; false: time to stop.
-    async fn wait(&mut self) -> bool {
+    /// Waits until it is time to probe, or to stop.
+    async fn wait(&mut self) -> Next {
         let probed = Instant::now();
         let mut hunting = *self.hunt.borrow_and_update();
         loop {
             let next = hunting.map(|pause| probed + pause);
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return false,
-                round = self.rounds.changed() => return round.is_ok(),
+                () = self.stop.cancelled() => return Next::Stop,
+                round = self.rounds.changed() => return if round.is_ok() { Next::Round } else { Next::Stop },
                 flag = self.hunt.changed() => {
                     let before = hunting;
                     hunting = *self.hunt.borrow_and_update();
                     if flag.is_err() {
-                        return false;
+                        return Next::Stop;
                     }
                     if hunting.is_some() && before.is_none() {
-                        return true;
+                        return Next::Hunt;
                     }
                 }
-                () = sleep_until(next.unwrap_or(probed)), if next.is_some() => return true,
+                () = sleep_until(next.unwrap_or(probed)), if next.is_some() => return Next::Round,
             }
         }
     }

@@ -1,6 +1,7 @@
 //! One probe of one node: does the server answer, and what does it say about itself. Owner: the node's task.
 //! Without a login, a TLS request that every PostgreSQL answers with one byte; with one, a query on a connection
-//! that is kept. Never causes an ERROR in a server's log, never writes, never waits longer than the timeout.
+//! that is kept, and renewed now and then: a server that is told to stop serves open connections to their end, and shows
+//! only to new ones that it stops. Never causes an ERROR in a server's log, never writes, never waits longer than the timeout.
 
 use std::error::Error as _;
 use std::io;
@@ -13,6 +14,7 @@ use helios_tls::postgres::ToServers;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row, Statement};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
@@ -22,6 +24,9 @@ use crate::servers;
 
 /// Length 8, code 80877103.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+/// A connection that is older is renewed.
+const RENEWED: Duration = Duration::from_secs(5);
 
 /// In one round trip: in recovery, system identifier, timeline in hex (the running one, which
 /// `pg_control_checkpoint` would show only after a checkpoint), WAL written or received, WAL replayed, the timeline that
@@ -52,6 +57,8 @@ pub(crate) struct Prober {
 struct Session {
     client: Client,
     statement: Statement,
+    since: Instant,
+    doubted: bool,
     _connection: AbortOnDropHandle<()>,
 }
 
@@ -62,6 +69,13 @@ impl Prober {
         limit: Duration,
     ) -> Self {
         Self { node, servers, credential, limit, session: None }
+    }
+
+    /// The next probe renews its connection: something may be wrong with the server.
+    pub fn doubt(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.doubted = true;
+        }
     }
 
     /// Probes once. A connection that broke since the last probe is replaced within the same probe.
@@ -79,6 +93,7 @@ impl Prober {
 
     async fn attempt(&mut self) -> Result<Reply, Failure> {
         let Some(credential) = self.credential.clone() else { return self.knock().await };
+        self.renew(&credential).await?;
         let broken = match self.session.as_ref() {
             None => true,
             Some(session) => match ask(session).await {
@@ -101,6 +116,27 @@ impl Prober {
             Ok(reply) => Ok(reply),
             Err(error) => Err(self.explain(&error).await),
         }
+    }
+
+    /// Logs in anew if it is time. Only a server that says that it stops counts: whatever else goes wrong, what serves the
+    /// open connection is alive.
+    async fn renew(&mut self, credential: &ProbeCredential) -> Result<(), Failure> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        if !session.doubted && session.since.elapsed() < RENEWED {
+            return Ok(());
+        }
+        (session.since, session.doubted) = (Instant::now(), false);
+        // What is left of the limit is for the query.
+        let limit = self.limit / 2;
+        match timeout(limit, log_in((&self.node, &self.servers), credential, self.limit)).await {
+            Ok(Ok(renewed)) => self.session = Some(renewed),
+            Ok(Err(error)) if error.code() == Some(&SqlState::CANNOT_CONNECT_NOW) => {
+                self.session = None;
+                return Err(self.explain(&error).await);
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+        Ok(())
     }
 
     /// Connects and asks for TLS: a frozen postmaster accepts but never answers.
@@ -180,7 +216,7 @@ async fn log_in(
     }
     let (client, connection) = servers::log_in(&mut config, servers).await?;
     let statement = client.prepare(PROBE).await?;
-    Ok(Session { client, statement, _connection: connection })
+    Ok(Session { client, statement, since: Instant::now(), doubted: false, _connection: connection })
 }
 
 async fn ask(session: &Session) -> Result<Reply, tokio_postgres::Error> {

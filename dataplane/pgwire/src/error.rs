@@ -41,6 +41,8 @@ pub struct ErrorFields<'a> {
     pub code: Option<&'a [u8]>,
     /// Primary message (`M`).
     pub message: Option<&'a [u8]>,
+    /// The function of the server that reports it (`R`), the same in every language.
+    pub routine: Option<&'a [u8]>,
 }
 
 impl Severity {
@@ -136,6 +138,7 @@ impl<'a> ErrorFields<'a> {
                 b'S' if fields.severity.is_none() => fields.severity = Some(text),
                 b'C' => fields.code = Some(text),
                 b'M' => fields.message = Some(text),
+                b'R' => fields.routine = Some(text),
                 _ => {}
             }
             body = rest;

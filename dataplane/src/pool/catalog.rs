@@ -106,7 +106,7 @@ async fn rows(pools: &Pools, identity: &Arc<Identity>) -> Option<Vec<Row>> {
     let mut conn = match pool.checkout(&request) {
         Checkout::Ready(conn) => conn.adopt(NO_WORKER).ok()?,
         Checkout::Dial(slot) => open(slot, NO_WORKER, lifetime).await.ok()?,
-        Checkout::Retired => return None,
+        Checkout::Away | Checkout::Retired => return None,
         Checkout::Wait => match wait(pool, &waiter).await {
             Outcome::Granted(Grant::Conn(conn)) => conn.adopt(NO_WORKER).ok()?,
             Outcome::Granted(Grant::Dial(slot)) => open(slot, NO_WORKER, lifetime).await.ok()?,

@@ -6,7 +6,9 @@
 
 mod budget;
 mod cords;
+mod doors;
 mod inner;
+mod knock;
 mod leave;
 mod ops;
 mod share;
@@ -14,9 +16,11 @@ mod share;
 mod tests;
 
 pub use budget::{Granted, Source};
+pub use doors::Refused;
 pub(super) use inner::Age;
 pub use share::Standing;
 
+use self::doors::Answer;
 use self::inner::{Inner, Pick, Queued};
 use super::identity::Identity;
 use super::wait::{Grant, Outcome, Waiter};
@@ -85,6 +89,8 @@ pub enum Checkout {
     Dial(Slot),
     /// Queued: poll the waiter.
     Wait,
+    /// The server lets nobody in now: it starts, stops or recovers.
+    Away,
     /// The node left the configuration.
     Retired,
 }
@@ -208,12 +214,23 @@ impl NodePool {
             self.note(&inner);
             return Checkout::Ready(conn);
         }
+        let barred = match inner.ask(request.identity) {
+            Answer::Open => false,
+            // Who has waited longer tries first.
+            Answer::Turn => !inner.queue.is_empty(),
+            Answer::Full => true,
+            Answer::Away => return Checkout::Away,
+        };
         let mut evicted = None;
         let most = self.allowed(&inner);
-        if !inner.has_room(most, request.identity, request.caps) {
-            evicted = inner.evict_for(most, request.identity, request.caps);
-            if evicted.is_none() || self.is_budgeted() {
-                // Within a budget a place is free once its server has ended, not before.
+        if barred || !inner.has_room(most, request.identity, request.caps) {
+            evicted = if barred {
+                inner.evict_barred(request)
+            } else {
+                inner.evict_for(most, request.identity, request.caps)
+            };
+            if evicted.is_none() || self.is_budgeted() || barred {
+                // Within a budget, or at a full server, a place is free once its server has ended, not before.
                 inner.enqueue(request);
                 self.note(&inner);
                 drop(inner);
@@ -240,7 +257,8 @@ impl NodePool {
         let mut inner = self.lock();
         let over = self.excess(&inner, now) > 0;
         let old = conn.slot.generation != self.orders.generation();
-        if expired || over || old || self.retired.load(Ordering::Relaxed) {
+        // A server that is told to stop waits for the last of its connections.
+        if expired || over || old || self.is_down() || self.retired.load(Ordering::Relaxed) {
             drop(inner);
             return conn.close();
         }
@@ -296,7 +314,11 @@ impl NodePool {
 
     /// Takes over what health checks say: whether the node has just gone down.
     pub fn set_down(&self, down: bool) -> bool {
-        !self.down.swap(down, Ordering::AcqRel) && down
+        let was = self.down.swap(down, Ordering::AcqRel);
+        if was && !down {
+            self.lock().doors.back();
+        }
+        !was && down
     }
 
     /// Whether health checks say that the node is down.
@@ -376,6 +398,7 @@ impl NodePool {
             || self.orders.paused()
             || !inner.has_room(self.allowed(&inner), identity, caps)
             || self.is_suspect()
+            || inner.ask(identity) != Answer::Open
         {
             return None;
         }
@@ -384,12 +407,17 @@ impl NodePool {
         Some(Slot::new(self, identity))
     }
 
-    /// A connection or a dial ended: its place goes to the first in the queue that may have it.
-    fn freed(self: &Arc<Self>, identity: &Arc<Identity>) {
+    /// A connection, or an attempt to open one, has ended: its place goes to the first in the queue that may have it.
+    fn freed(self: &Arc<Self>, identity: &Arc<Identity>, was_open: bool) {
         let mut inner = self.lock();
         inner.give_place(identity);
+        if was_open && !inner.doors.all_open() {
+            inner.doors.ended(identity, Instant::now());
+        }
         let max = self.allowed(&inner);
-        let room = |queued: &Queued| inner.has_room(max, &queued.identity, queued.caps);
+        let room = |queued: &Queued| {
+            inner.has_room(max, &queued.identity, queued.caps) && inner.admits(&queued.identity)
+        };
         let next = inner.queue.iter().position(room).filter(|_| !self.orders.paused());
         let granted = next.and_then(|at| inner.queue.remove(at));
         if let Some(queued) = &granted {
@@ -463,8 +491,9 @@ impl Drop for Slot {
         match socket {
             Some(socket) if self.pool.is_budgeted() => leave::see_off(&self.pool, &self.identity, socket),
             socket => {
+                let was_open = socket.is_some();
                 drop(socket);
-                self.pool.freed(&self.identity);
+                self.pool.freed(&self.identity, was_open);
             }
         }
     }

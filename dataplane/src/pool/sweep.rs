@@ -41,6 +41,7 @@ pub async fn run(
         for pool in &view.pools {
             pool.expire(now);
             pool.keep_within(now);
+            pool.knock(now);
         }
         ticks = ticks.wrapping_add(1);
         if ticks.is_multiple_of(TRIM_EVERY) {
@@ -94,15 +95,20 @@ pub async fn open(
     let identity = Arc::clone(slot.identity());
     let who = Who { user: &identity.user, database: &identity.database, params: &identity.params };
     let (node, leg) = (&slot.pool().node, &slot.pool().leg);
-    let (io, welcome) = tokio::select! {
+    let opened = tokio::select! {
         biased;
-        opened = dial::dial((node, leg), who, &identity.credential) => opened?,
+        opened = dial::dial((node, leg), who, &identity.credential) => opened,
         // A frozen server would hold whoever waits for it until the timeout.
         () = slot.cut() => {
             let source = std::io::Error::other("another node has become the primary");
-            return Err(dial::DialError::Io { host: node.host.clone(), port: node.port, source });
+            Err(dial::DialError::Io { host: node.host.clone(), port: node.port, source })
         }
     };
+    let (io, welcome) = opened.inspect_err(|error| {
+        if let Some(refused) = error.refused() {
+            slot.refuse(refused);
+        }
+    })?;
     Ok(established(io, &welcome, slot, worker, lifetime))
 }
 
@@ -117,8 +123,8 @@ pub fn established(
 ) -> Box<ServerConn> {
     let identity = Arc::clone(slot.identity());
     let greeting = identity.greet(welcome);
-    slot.pool().trust();
     slot.hold(io.tcp());
+    slot.admit();
     let addr = io.tcp().peer_addr().unwrap_or_else(|_| ([0, 0, 0, 0], 0).into());
     let now = Instant::now();
     Box::new(ServerConn {

@@ -4,7 +4,9 @@
 use super::credential::Credential;
 use crate::descriptors::ran_out;
 use crate::legs::{Sealing, SecureError, ServerLeg, shown};
+use crate::pool::node::Refused;
 use crate::stream::Stream;
+use helios_pgwire::ErrorFields;
 use helios_pgwire::frontend;
 use helios_pgwire::login::{Asked, Login, LoginError, Need, Welcome};
 use helios_proto::model::Node;
@@ -61,9 +63,17 @@ impl DialError {
     pub fn is_for_now(&self) -> bool {
         match self {
             Self::Io { source, .. } => !ran_out(source),
-            Self::Login(LoginError::Refused { sqlstate, .. }) => sqlstate == "57P03" || sqlstate == "57P01",
-            Self::Login(_) | Self::Tls { .. } | Self::NoCredential(_) => false,
+            Self::Login(_) => self.refused() == Some(Refused::Away),
+            Self::Tls { .. } | Self::NoCredential(_) => false,
         }
+    }
+
+    /// What the server refused for now.
+    #[must_use]
+    pub fn refused(&self) -> Option<Refused> {
+        let Self::Login(LoginError::Refused { raw, .. }) = self else { return None };
+        let fields = ErrorFields::parse(raw.get(5..)?);
+        Refused::read(fields.code?, fields.routine)
     }
 }
 

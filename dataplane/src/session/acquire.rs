@@ -2,7 +2,7 @@
 //! the right SQLSTATE. Runs only off the hot path. Never sends a byte of the client.
 
 use super::patience::Patience;
-use crate::pool::node::Request;
+use crate::pool::node::{Refused, Request};
 use crate::pool::sweep::open;
 use crate::pool::{Checkout, Grant, Identity, NodePool, Outcome, Slot, View, Waiter, wait};
 use crate::server::ServerConn;
@@ -115,6 +115,11 @@ impl<'a> Seeker<'a> {
             let outcome = match given.unwrap_or_else(|| pool.checkout(&request)) {
                 Checkout::Ready(conn) => Outcome::Granted(Grant::Conn(conn)),
                 Checkout::Dial(slot) => Outcome::Granted(Grant::Dial(slot)),
+                Checkout::Away => {
+                    let next = self.unreached(pool, &view, node);
+                    self.again(next).await?;
+                    continue;
+                }
                 Checkout::Retired => Outcome::Retired,
                 Checkout::Wait => wait(pool, &self.waiter).await,
             };
@@ -161,31 +166,34 @@ impl<'a> Seeker<'a> {
         let pool = Arc::clone(slot.pool());
         match open(slot, self.worker.id, view.settings().pool.max_lifetime).await {
             Ok(conn) => Ok(Some(conn)),
-            Err(error) => match self.judge(&error, &pool, view, node) {
-                Next::Retry => {
-                    self.patience.rest(&self.worker.shared.pools).await;
-                    Ok(None)
-                }
-                Next::Fail(failure) => Err(failure),
-            },
+            // The next connection that is free, or the next attempt, is waited for in the queue.
+            Err(error) if matches!(error.refused(), Some(Refused::Full(_))) => {
+                tracing::debug!(node = %pool.node.name, %error, "a server is full");
+                Ok(None)
+            }
+            Err(error) => {
+                let next = self.judge(&error, &pool, view, node);
+                self.again(next).await.map(|()| None)
+            }
+        }
+    }
+
+    async fn again(&mut self, next: Next) -> Result<(), Failure> {
+        match next {
+            Next::Retry => {
+                self.patience.rest(&self.worker.shared.pools).await;
+                Ok(())
+            }
+            Next::Fail(failure) => Err(failure),
         }
     }
 
     fn judge(&mut self, error: &DialError, pool: &NodePool, view: &View, node: usize) -> Next {
         let name = &pool.node.name;
-        let primary = view.snapshot.primary == Some(node);
         let settings = view.settings();
         let late = self.patience.elapsed() >= settings.pool.acquire_timeout;
         tracing::debug!(node = %name, %error, "could not open a server connection");
         match error {
-            DialError::Login(LoginError::Refused { sqlstate, .. }) if sqlstate == "53300" => {
-                if late {
-                    return Next::Fail(Failure::Statement(Box::new(timed_out(Severity::Error))));
-                }
-                // It is full, not down.
-                pool.suspect();
-                return Next::Retry;
-            }
             error if error.is_for_now() => {}
             DialError::Login(LoginError::Refused { raw, sqlstate, .. }) => {
                 if sqlstate.starts_with("28") || sqlstate == "42501" {
@@ -205,18 +213,23 @@ impl<'a> Seeker<'a> {
                 return if late { Next::Fail(no_descriptors()) } else { Next::Retry };
             }
         }
-        pool.suspect();
         (self.worker.shared.evidence)(name, Evidence::ConnectFailed);
+        self.unreached(pool, view, node)
+    }
+
+    /// The node gives no connection now.
+    fn unreached(&mut self, pool: &NodePool, view: &View, node: usize) -> Next {
+        pool.suspect();
         self.misses = self.misses.saturating_add(1);
-        if self.patience.elapsed() < settings.write_timeout {
+        if self.patience.elapsed() < view.settings().write_timeout {
             Next::Retry
-        } else if primary {
+        } else if view.snapshot.primary == Some(node) {
             Next::Fail(no_primary())
         } else if self.misses <= view.pools.len() {
             // It took as long as that to find out, and another node may be a step away.
             Next::Retry
         } else {
-            let text = format!("node \"{name}\" cannot be reached");
+            let text = format!("node \"{}\" cannot be reached", pool.node.name);
             Next::Fail(Failure::Statement(Box::new(PgError::error("08006", text))))
         }
     }

@@ -96,7 +96,7 @@ impl Session {
                 Err(_) => self.leave_to_acquire(lead),
             },
             Checkout::Dial(slot) => self.leave_to_acquire(Lead { slot: Some(slot), ..lead }),
-            Checkout::Retired => self.leave_to_acquire(lead),
+            Checkout::Away | Checkout::Retired => self.leave_to_acquire(lead),
             Checkout::Wait => {
                 self.handle.set_queued(true);
                 let (pool, waiter) = (Arc::clone(pool), Arc::clone(&self.waiter));

@@ -123,17 +123,24 @@ impl<'a> Login<'a> {
         drop(slot);
         let password = self.password().await?;
         let credential = Arc::new(Credential::Password(Password::new(password)));
-        match self.in_time(Box::pin(self.open(Which::Any))).await? {
-            (slot, Opened::Asked(opening, asked)) => {
-                let finish = async {
-                    let finished = opening.finish(asked, &self.startup.user, &credential).await;
-                    finished.map_err(|e| self.dial_error(slot.pool(), e))
-                };
-                let (io, welcome) = self.in_time(Box::pin(finish)).await?;
-                let tried = self.tried(asked, &credential);
-                Ok(self.proved(view, slot, (io, welcome), tried))
+        self.in_time(Box::pin(self.by_password(view, &credential))).await
+    }
+
+    /// Tries the password until a server takes it or refuses it; one that is full says so only after it has taken it.
+    async fn by_password(&self, view: &View, credential: &Arc<Credential>) -> Result<Way, Refusal> {
+        loop {
+            let (slot, opened) = self.open(Which::Any).await?;
+            let Opened::Asked(opening, asked) = opened else { return self.trusted(view, slot, opened) };
+            match opening.finish(asked, &self.startup.user, credential).await {
+                Ok(done) => return Ok(self.proved(view, slot, done, self.tried(asked, credential))),
+                Err(error) => {
+                    let for_now = error.refused().is_some();
+                    let refusal = self.told(&slot, error);
+                    if !for_now || self.is_late() {
+                        return Err(refusal);
+                    }
+                }
             }
-            (slot, opened) => self.trusted(view, slot, opened),
         }
     }
 
@@ -208,7 +215,7 @@ impl<'a> Login<'a> {
                 self.lobby.send(&message).await?;
                 passed = opening.shows().await;
             }
-            match passed.map_err(|error| self.dial_error(slot.pool(), error))? {
+            match passed.map_err(|error| self.told(&slot, error))? {
                 Passed::Ready(io, welcome) => {
                     self.worker.shared.auth.relays.tell(self.peer);
                     count(&self.worker.counters.logins_relayed);
@@ -247,8 +254,9 @@ impl<'a> Login<'a> {
         match Opening::start(to, Who { user, database, params }).await {
             Ok(opened) => Ok((slot, opened)),
             Err(error) => {
-                let turn = if error.is_for_now() { Turn::Later } else { Turn::Never };
-                Err(turn(self.dial_error(slot.pool(), error)))
+                let for_now = error.is_for_now() || error.refused().is_some();
+                let turn = if for_now { Turn::Later } else { Turn::Never };
+                Err(turn(self.told(&slot, error)))
             }
         }
     }
@@ -262,6 +270,12 @@ impl<'a> Login<'a> {
             }
             Asked::Cleartext => Some(Tried::Clear(Zeroizing::new(password.expose().to_vec()))),
         }
+    }
+
+    /// How long to wait for a place: as a statement would, but short of the end of the wait, to be able to say why.
+    fn wait_for_place(&self, settings: &Settings) -> Duration {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        settings.pool.acquire_timeout.min(left.mul_f32(0.9))
     }
 
     /// A place for the connection that judges the login.
@@ -280,11 +294,11 @@ impl<'a> Login<'a> {
             waiter: &waiter,
             settings: None,
             caps: view.caps(&identity),
-            timeout: view.settings().pool.acquire_timeout,
+            timeout: self.wait_for_place(view.settings()),
         };
         let outcome = match pool.checkout(&request) {
             Checkout::Dial(slot) => return Ok(slot),
-            Checkout::Ready(_) | Checkout::Retired => return Err(none()),
+            Checkout::Ready(_) | Checkout::Away | Checkout::Retired => return Err(none()),
             Checkout::Wait => crate::pool::wait(pool, &waiter).await,
         };
         match outcome {
@@ -308,6 +322,14 @@ impl<'a> Login<'a> {
         PgError::fatal("28000", "HeliosProxy cannot check this login over an unencrypted remote connection")
             .hint("Connect with sslmode=require, or add the role to [[users]] with its password or SCRAM verifier.")
             .into()
+    }
+
+    /// What the client is told of this; the pool learns what it means for others.
+    fn told(&self, slot: &Slot, error: DialError) -> Refusal {
+        if let Some(refused) = error.refused() {
+            slot.refuse(refused);
+        }
+        self.dial_error(slot.pool(), error)
     }
 
     /// A refusal of the backend goes to the client in the backend's words, after AuthenticationOk if that had come.

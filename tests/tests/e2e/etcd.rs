@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use helios_proto::wire::v1;
 use helios_tests::controlplane::{sections_with, token};
@@ -259,6 +259,54 @@ fn without_etcd_everything_serves_and_nothing_changes_until_it_is_back() {
     eventually(LONG, "it heals", || first.health("store_up") == true);
     drain(&second, "replica-1", false).unwrap();
     eventually(LONG, "changes reach it again", || drained(&proxy, "replica-1") == Some(false));
+    assert_eq!(load.end(), 0, "no client noticed");
+}
+
+#[test]
+fn a_slow_etcd_costs_no_client_anything_and_what_is_said_of_a_change_is_true() {
+    /// Shorter and longer than the store is waited for.
+    const FROZEN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(6)];
+    let (cluster, etcd, ports) = (Cluster::shared(), Etcd::start(1), [free_port(), free_port()]);
+    let config = Config::new(cluster);
+    let planes = ports.map(|port| plane(&config, &etcd, port)).map(ControlPlane::ready);
+    let proxies = [dataplane("dp-1", &ports[..1]), dataplane("dp-2", &ports[1..])];
+    let load = Load::start(&proxies[0]);
+    for (frozen, marker) in FROZEN.into_iter().zip([true, false]) {
+        etcd.signal("STOP", 0);
+        let since = Instant::now();
+        let answers = std::thread::scope(|s| {
+            let change = |plane| s.spawn(move || drain(plane, "replica-1", true));
+            let changes = [change(&planes[0]), change(&planes[1])];
+            while since.elapsed() < frozen {
+                load.goes_on();
+                assert!(planes.iter().filter(|plane| is_leader(plane)).count() < 2, "one leads at most");
+            }
+            etcd.signal("CONT", 0);
+            changes.map(|change| change.join().unwrap())
+        });
+        println!("etcd slow for {frozen:?}: {:?}", answers.each_ref().map(|a| a.as_ref().map(|_| "made")));
+        eventually(LONG, "it heals", || {
+            planes.iter().all(|plane| plane.health("store_up") == true)
+                && planes.iter().filter(|plane| is_leader(plane)).count() == 1
+        });
+        // A change after those shows that they have arrived, or never will.
+        eventually(LONG, "changes are made", || drain(&planes[1], "replica-2", marker).is_ok());
+        let arrived = |proxy: &Proxy| drained(proxy, "replica-2") == Some(marker);
+        eventually(LONG, "they arrive", || proxies.iter().all(arrived));
+        let made = answers.iter().any(Result::is_ok);
+        for refused in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+            assert!(matches!(refused.code(), Code::Unavailable | Code::Aborted), "{refused}");
+        }
+        let untold = answers.iter().any(|answer| {
+            answer.as_ref().is_err_and(|refused| !refused.message().contains("nothing was changed"))
+        });
+        for proxy in &proxies {
+            let there = drained(proxy, "replica-1") == Some(true);
+            assert!(there == made || untold, "told {answers:?}, and it is {there}");
+        }
+        eventually(LONG, "as before", || drain(&planes[0], "replica-1", false).is_ok());
+    }
+    load.goes_on();
     assert_eq!(load.end(), 0, "no client noticed");
 }
 

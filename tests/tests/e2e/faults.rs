@@ -228,6 +228,40 @@ fn with_synchronous_replication_a_killed_primary_and_a_promotion_lose_nothing() 
 }
 
 #[test]
+fn a_smart_shutdown_of_the_primary_ends_with_its_transactions_and_writes_go_on_at_the_standby() {
+    let fleet = Fleet::start();
+    let mut idle = fleet.idle();
+    let load = fleet.load();
+    let (primary, standby) = (fleet.cluster.primary(), fleet.cluster.node("standby"));
+    let mut open = fleet.one.connect("app");
+    open.batch_execute("begin; update counter set n = n + 100 where id = 2").unwrap();
+    let since = Instant::now();
+    std::thread::scope(|s| {
+        let stopped = s.spawn(|| primary.stop("smart"));
+        let down = |proxy: &Proxy| {
+            proxy.metrics().sum("heliosproxy_node_healthy", &[("node", "primary")]) == Some(0.0)
+        };
+        eventually(LONG, "it is seen to stop", || down(&fleet.one) && down(&fleet.two));
+        println!("a smart shutdown: noticed after {:?}", since.elapsed());
+        assert!(!stopped.is_finished(), "a transaction is open");
+        open.batch_execute("update counter set n = n + 1 where id = 2; commit").expect("it may end");
+        stopped.join().expect("nothing of the proxy's holds it up");
+        println!("a smart shutdown: ended after {:?}", since.elapsed());
+    });
+    let promoted = promote(standby);
+    println!("a smart shutdown: promotion to the next write {:?}", first_write(&load, promoted));
+    eventually(LONG, "everybody follows", || fleet.primary_is("standby"));
+    load.go_on(40);
+    all_live(&mut idle);
+    let n: i32 = open.query_one("select n from counter where id = 2", &[]).unwrap().get(0);
+    assert_eq!(n, 101, "what was committed is there");
+    let outcome = load.finish();
+    outcome.check(standby);
+    let failed: Vec<_> = outcome.failures.iter().filter(|f| f.code != "57P03").collect();
+    assert!(failed.is_empty(), "what had begun came to its end: {failed:?}");
+}
+
+#[test]
 fn a_frozen_postmaster_costs_nothing_and_is_no_reason_for_a_failover() {
     let fleet = Fleet::start();
     let before = epoch(&fleet.one);

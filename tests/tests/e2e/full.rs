@@ -19,6 +19,52 @@ fn healthy(proxy: &Proxy) -> bool {
         && proxy.logged("node is down").is_empty()
 }
 
+/// Most attempts of a data plane on a server that refuses them: one a second, and the one that is due.
+fn attempts_in(time: Duration) -> usize {
+    usize::try_from(time.as_secs()).unwrap() + 2
+}
+
+#[test]
+fn first_logins_wait_for_a_full_server_which_is_asked_once_a_second() {
+    const CLIENTS: usize = 3;
+    let cluster = Cluster::start(&[]);
+    // Five for others than superusers: the probe's and four more.
+    cluster.primary().restart_with("alter system set max_connections = 10");
+    let mut config = Config { pool: 10, acquire_timeout: 30, ..Config::primary_only(&cluster) };
+    config.more += "\n[limits]\nlogin_timeout_secs = 60\n";
+    let proxy = config.start().ready();
+    let mut others: Vec<_> = (0..4).map(|_| cluster.primary().connect("trusty")).collect();
+    let refused = || {
+        let log = cluster.primary().log();
+        log.matches("connection slots are reserved").count() + log.matches("too many clients").count()
+    };
+    std::thread::scope(|s| {
+        let login = || {
+            let mut client = proxy.connect("clear");
+            client.batch_execute("select 1").unwrap();
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|_| s.spawn(login)).collect();
+        // Some are under way when the first is refused.
+        eventually(LONG, "it refuses", || refused() > CLIENTS);
+        let (since, before) = (Instant::now(), refused());
+        eventually(LONG, "it is asked again and again", || refused() > before + 2);
+        let (took, more) = (since.elapsed(), refused() - before);
+        println!("{CLIENTS} first logins at a full server: {more} attempts in {took:?}");
+        assert!(more <= attempts_in(took), "{more} attempts in {took:?}");
+        assert!(clients.iter().all(|client| !client.is_finished()), "they wait");
+        others.truncate(2);
+        clients.into_iter().for_each(|client| client.join().expect("let in, and served"));
+    });
+    assert!(healthy(&proxy), "{:#?}", proxy.tail());
+    // What is idle makes room for a role that has nothing.
+    drop(others);
+    let mut clients: Vec<_> = (0..5).map(|_| proxy.connect("clear")).collect();
+    clients.iter_mut().for_each(|client| client.batch_execute("begin").unwrap_or_default());
+    drop(clients);
+    proxy.connect("app").batch_execute("select 1").expect("an idle connection makes room");
+    proxy.connect("clear").batch_execute("select 1").expect("and again");
+}
+
 #[test]
 fn a_server_without_free_connections_is_full_not_down_and_is_not_hammered() {
     let cluster = Cluster::start(&[]);
@@ -36,11 +82,9 @@ fn a_server_without_free_connections_is_full_not_down_and_is_not_hammered() {
     let (before, since, issued) = (refused(), Instant::now(), load.issued());
     load.go_on(150);
     let took = since.elapsed();
-    println!(
-        "a full server: {} requests in {took:?}, {} connections refused",
-        load.issued() - issued,
-        refused() - before
-    );
+    let more = refused() - before;
+    println!("a full server: {} requests in {took:?}, {more} connections refused", load.issued() - issued);
+    assert!(more <= attempts_in(took), "{more} attempts in {took:?}");
     assert!(healthy(&proxy), "{:#?}", proxy.tail());
     // Room again: the pool grows as far as it wants to.
     limit(-1);

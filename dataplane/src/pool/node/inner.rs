@@ -2,6 +2,7 @@
 //! Pure but for the connections it moves; never dials, never closes, never wakes anybody.
 
 use super::budget::{Budget, Source};
+use super::doors::{Answer, Doors, Limit};
 use super::{Caps, Request};
 use crate::pool::identity::Identity;
 use crate::pool::wait::{Outcome, Ticket, Waiter};
@@ -36,6 +37,8 @@ pub(super) struct Inner {
     pub leaving: u32,
     /// When connections may be cut again.
     pub cut: Option<Instant>,
+    /// What the server refuses.
+    pub doors: Doors,
 }
 
 /// A session in the queue.
@@ -88,6 +91,7 @@ impl Inner {
             budget: Budget::new(source),
             leaving: 0,
             cut: None,
+            doors: Doors::default(),
         }
     }
 
@@ -136,6 +140,26 @@ impl Inner {
         self.take_oldest(fits)
     }
 
+    /// Takes out the idle connection that rested longest among those whose end makes the server take one of `request`.
+    pub fn evict_barred(&mut self, request: &Request<'_>) -> Option<Box<ServerConn>> {
+        let identity = request.identity;
+        match self.doors.limit(identity) {
+            Limit::Server => self.take_oldest(|_| true),
+            Limit::Role => self.take_oldest(|conn| conn.identity.user == identity.user),
+            Limit::Database => self.take_oldest(|conn| conn.identity.database == identity.database),
+        }
+    }
+
+    /// Whether the server may be asked for one more connection of an identity.
+    pub fn ask(&self, identity: &Identity) -> Answer {
+        if self.doors.all_open() { Answer::Open } else { self.doors.ask(identity, Instant::now()) }
+    }
+
+    /// Whether a session in the queue may try.
+    pub fn admits(&self, identity: &Identity) -> bool {
+        self.doors.all_open() || self.doors.admits(identity, Instant::now())
+    }
+
     /// Takes out the idle connection that rested longest among those that fit.
     pub fn take_oldest(&mut self, fits: impl Fn(&ServerConn) -> bool) -> Option<Box<ServerConn>> {
         let oldest = self
@@ -172,6 +196,9 @@ impl Inner {
     /// Counts a connection of an identity in.
     pub fn take_place(&mut self, identity: &Identity) {
         self.total = self.total.saturating_add(1);
+        if !self.doors.all_open() {
+            self.doors.attempt(identity, Instant::now());
+        }
         let add = |map: &mut HashMap<Vec<u8>, u32>, name: &Vec<u8>| match map.get_mut(name) {
             Some(n) => *n = n.saturating_add(1),
             None => {

@@ -115,6 +115,7 @@ impl NodePool {
             if self.is_budgeted()
                 && !idle
                 && !inner.has_room(self.allowed(&inner), &queued.identity, queued.caps)
+                || !idle && !inner.admits(&queued.identity)
             {
                 // The next place that is free is its own.
                 inner.queue.push_front(queued);
@@ -133,7 +134,7 @@ impl NodePool {
         }
     }
 
-    fn grant(
+    pub(super) fn grant(
         self: &Arc<Self>,
         inner: &mut Inner,
         queued: &Queued,

@@ -108,6 +108,6 @@ impl NodePool {
         let mut inner = self.lock();
         inner.leaving = inner.leaving.saturating_sub(1);
         drop(inner);
-        self.freed(identity);
+        self.freed(identity, true);
     }
 }

@@ -25,6 +25,7 @@ enum Got {
     Ready,
     Dial,
     Wait,
+    Away,
     Retired,
 }
 
@@ -85,6 +86,7 @@ fn got(checkout: &Checkout) -> Got {
         Checkout::Ready(_) => Got::Ready,
         Checkout::Dial(_) => Got::Dial,
         Checkout::Wait => Got::Wait,
+        Checkout::Away => Got::Away,
         Checkout::Retired => Got::Retired,
     }
 }
@@ -391,4 +393,58 @@ async fn who_gives_up_in_the_moment_of_a_grant_takes_nothing_along() {
     w.pool.abandon(&waiter);
     w.pool.hand(&queued, Grant::Dial(slot));
     assert_eq!(w.counts(), (0, 0, 0, 0), "the place is free");
+}
+
+#[tokio::test]
+async fn at_a_full_server_sessions_wait_for_what_comes_back_and_what_is_idle_makes_room() {
+    let world = World::new(9).await;
+    let (app, other) = (world.identity("app", "db"), world.identity("other", "db"));
+    let conn = world.conn(&app, 0).await;
+    let Checkout::Dial(slot) = world.ask(&app, &Waiter::new(0), Caps::default()) else { panic!("room") };
+    slot.refuse(Refused::Full(doors::Limit::Server));
+    drop(slot);
+    let waiter = Waiter::new(0);
+    assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Wait, "no attempt now");
+    assert_eq!(world.counts(), (1, 1, 0, 1));
+    world.pool.put_back(conn);
+    let conn = has_conn(&waiter).expect("the one that came back");
+    world.pool.put_back(conn);
+    let second = Waiter::new(0);
+    assert_eq!(got(&world.ask(&other, &second, Caps::default())), Got::Wait);
+    assert_eq!(world.counts(), (0, 0, 0, 1), "the idle one is closed for it");
+    // The server had a moment to notice.
+    let place = loop {
+        world.pool.knock(Instant::now());
+        match has_place(&second) {
+            Some(place) => break place,
+            None => tokio::task::yield_now().await,
+        }
+    };
+    assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Wait, "one attempt at a time");
+    let conn = world.open(place, 0).await;
+    assert!(has_place(&waiter).is_some(), "one was let in: the next tries");
+    drop(conn);
+}
+
+#[tokio::test]
+async fn nobody_waits_at_a_server_that_starts_or_stops() {
+    let world = World::new(2).await;
+    let app = world.identity("app", "db");
+    let held = world.conn(&app, 0).await;
+    let Checkout::Dial(slot) = world.ask(&app, &Waiter::new(0), Caps::default()) else { panic!("room") };
+    let waiter = Waiter::new(0);
+    assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Wait);
+    slot.refuse(Refused::Away);
+    assert!(matches!(outcome(&waiter), Some(Outcome::Retired)), "chooses anew");
+    drop(slot);
+    assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Away);
+    // An open connection may still be used.
+    world.pool.put_back(held);
+    let Checkout::Ready(held) = world.ask(&app, &waiter, Caps::default()) else { panic!("it is idle") };
+    // Once the server is known to be down it is kept for nobody.
+    world.pool.set_down(true);
+    world.pool.put_back(held);
+    assert_eq!(world.counts(), (0, 0, 0, 0));
+    world.pool.set_down(false);
+    assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Dial, "back");
 }
