@@ -263,6 +263,12 @@ impl Opening {
                     let eof = || failed(&self.place, io::ErrorKind::UnexpectedEof.into());
                     self.buf.extend_from_slice(got.ok_or_else(eof)?);
                 }
+                // Nothing was asked yet, so the connection is about to end, or its settings change: another one is tried.
+                Need::Done(_) if !self.buf.is_empty() => {
+                    let unasked =
+                        io::Error::new(io::ErrorKind::InvalidData, "unasked bytes behind the login");
+                    return Err(failed(&self.place, unasked));
+                }
                 need => return Ok(need),
             }
         }
