@@ -83,6 +83,20 @@ fn the_configurations_in_deploy_load() {
     assert_eq!(found, 3, "ConfigMaps with a configuration");
 }
 
+#[test]
+fn what_the_image_leaves_out_is_no_part_of_the_workspace() {
+    let root = deploy("..");
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
+    let manifest = read("Cargo.toml");
+    let members = manifest.lines().find_map(|line| line.strip_prefix("members = ")).unwrap();
+    let members: Vec<String> = serde_json::from_str(members).unwrap();
+    assert!(members.len() > 5, "{members:?}");
+    for left in read(".dockerignore").lines() {
+        let within = |member: &String| Path::new(member).starts_with(left);
+        assert!(!members.iter().any(within), "cargo build in the image needs {left}");
+    }
+}
+
 /// What a Deployment says of its one container.
 fn containers(document: &Value) -> impl Iterator<Item = &Value> {
     document["spec"]["template"]["spec"]["containers"].as_array().into_iter().flatten()
