@@ -9,7 +9,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use ini::{Ini, Setting, number, pairs, read, read_users};
+pub use ini::Ini;
+use ini::{Setting, number, pairs, read_users};
 
 /// What came of a conversion.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,31 +19,26 @@ pub struct Converted {
     pub toml: String,
     /// What a reader has to know, each with its line if it has one.
     pub notes: Vec<String>,
-    /// Where `auth_file` says that the users are.
-    pub auth_file: Option<String>,
 }
 
-#[derive(Default)]
-struct User {
-    keys: BTreeMap<&'static str, String>,
-}
+/// Keys of a section, and their values as TOML has them.
+type Keys = BTreeMap<&'static str, String>;
 
 /// Converts; `users` is the text of the file of users, if there is one.
 ///
 /// # Errors
 /// With the line, and what is wrong there or cannot be converted.
-pub fn convert(ini: &str, users: Option<&str>) -> Result<Converted, String> {
-    let ini = read(ini)?;
-    let mut out = Output { auth_file: ini.value("auth_file").map(str::to_owned), ..Output::default() };
-    out.top(&ini)?;
-    out.pools(&ini)?;
-    out.limits(&ini)?;
-    out.auth(&ini);
-    out.tls(&ini);
-    out.users(&ini, users)?;
-    out.databases(&ini)?;
-    out.leftovers(&ini);
-    Ok(Converted { toml: out.toml, notes: out.notes, auth_file: out.auth_file })
+pub fn convert(ini: &Ini, users: Option<&str>) -> Result<Converted, String> {
+    let mut out = Output::default();
+    out.top(ini)?;
+    out.pools(ini)?;
+    out.limits(ini)?;
+    out.auth(ini);
+    out.tls(ini);
+    out.users(ini, users)?;
+    out.databases(ini)?;
+    out.leftovers(ini);
+    Ok(Converted { toml: out.toml, notes: out.notes })
 }
 
 /// A text as TOML has it; what stands in `${}` is not for us to look up.
@@ -127,6 +123,7 @@ const CONVERTED: &[&str] = &[
     "auth_user",
     "auth_dbname",
     "auth_type",
+    "auth_hba_file",
     "client_tls_sslmode",
     "client_tls_key_file",
     "client_tls_cert_file",
@@ -143,7 +140,6 @@ const CONVERTED: &[&str] = &[
 struct Output {
     toml: String,
     notes: Vec<String>,
-    auth_file: Option<String>,
     /// Server connections to a node.
     size: u64,
 }
@@ -160,6 +156,13 @@ impl Output {
 
     fn section(&mut self, name: &str) {
         let _ = writeln!(self.toml, "\n{name}");
+    }
+
+    /// A section of a list, which has a name.
+    fn named(&mut self, section: &str, name: &str, keys: &Keys) {
+        self.section(section);
+        self.key("name", &text(name));
+        keys.iter().for_each(|(key, value)| self.key(key, value));
     }
 
     /// Numbers under other names; what is not set is PgBouncer's default where that is not ours.
@@ -298,42 +301,43 @@ impl Output {
     }
 
     fn users(&mut self, ini: &Ini, list: Option<&str>) -> Result<(), String> {
-        let mut users: BTreeMap<String, User> = BTreeMap::new();
+        let mut users: BTreeMap<String, Keys> = BTreeMap::new();
         for (name, entry) in &ini.users {
-            let user = users.entry(name.clone()).or_default();
+            let keys = users.entry(name.clone()).or_default();
             for (key, value) in pairs(entry)? {
+                let seconds = || Ok::<_, String>(number(&value, &key, entry.line)?.to_string());
                 match key.as_str() {
-                    "pool_mode" => drop(user.keys.insert("mode", text(&value))),
+                    "pool_mode" => drop(keys.insert("mode", text(&value))),
                     "max_user_connections" | "pool_size" if value != "0" => {
                         let size = whole(number(&value, &key, entry.line)?).min(self.size);
-                        user.keys.insert("pool_size", size.to_string());
+                        keys.insert("pool_size", size.to_string());
                     }
-                    "query_timeout" => drop(user.keys.insert("query_timeout_secs", value)),
+                    "query_timeout" => drop(keys.insert("query_timeout_secs", seconds()?)),
                     "idle_transaction_timeout" => {
-                        drop(user.keys.insert("idle_in_transaction_timeout_secs", value))
+                        drop(keys.insert("idle_in_transaction_timeout_secs", seconds()?));
                     }
                     _ => self.note(entry.line, &format!("{key} of a user has no counterpart")),
                 }
             }
         }
-        let listed = list.map(read_users).transpose()?.unwrap_or_default();
-        let (mut hashed, admins) = (0, ["pgbouncer"]);
-        for (name, secret) in listed.into_iter().filter(|(name, _)| !admins.contains(&name.as_str())) {
-            let user = users.entry(name).or_default();
+        let mut hashed = 0;
+        for (name, secret) in list.map(read_users).transpose()?.unwrap_or_default() {
+            // Only PgBouncer's own console has this user.
+            if name == "pgbouncer" {
+                continue;
+            }
+            let keys = users.entry(name).or_default();
             match secret.as_str() {
                 verifier if verifier.starts_with("SCRAM-SHA-256$") => {
-                    user.keys.insert("scram_verifier", text(verifier));
+                    keys.insert("scram_verifier", text(verifier));
                 }
                 hash if hash.len() == 35 && hash.starts_with("md5") => hashed += 1,
                 "" => {}
-                password => drop(user.keys.insert("password", text(password))),
+                password => drop(keys.insert("password", text(password))),
             }
         }
-        users.retain(|_, user| !user.keys.is_empty());
-        for (name, user) in &users {
-            self.section("[[users]]");
-            self.key("name", &text(name));
-            user.keys.iter().for_each(|(key, value)| self.key(key, value));
+        for (name, keys) in users.iter().filter(|(_, keys)| !keys.is_empty()) {
+            self.named("[[users]]", name, keys);
         }
         if hashed > 0 {
             self.note(
@@ -353,7 +357,7 @@ impl Output {
             let entry_pairs = pairs(entry)?;
             let get = |key: &str| entry_pairs.get(key).map(String::as_str);
             let host = get("host").unwrap_or("").to_owned();
-            let port = get("port").unwrap_or("5432").to_owned();
+            let port = number(get("port").unwrap_or("5432"), "port", entry.line)?.to_string();
             servers.entry((host, port)).or_default().push(name);
             self.database(name, entry, &entry_pairs)?;
         }
@@ -383,7 +387,7 @@ impl Output {
                 host
             };
             self.key("host", &text(host));
-            self.key("port", &number(port, "port", 0)?.to_string());
+            self.key("port", port);
             self.key("role", if seen.len() == 1 { "\"primary\"" } else { "\"standby\"" });
         }
         Ok(())
@@ -395,7 +399,7 @@ impl Output {
         entry: &Setting,
         pairs: &BTreeMap<String, String>,
     ) -> Result<(), String> {
-        let mut keys = BTreeMap::new();
+        let mut keys = Keys::new();
         for (key, value) in pairs {
             match key.as_str() {
                 "host" | "port" => {}
@@ -425,9 +429,7 @@ impl Output {
                 self.note(entry.line, "what stands at * is for all databases: set it in [pool_mode]");
             }
         } else if !keys.is_empty() {
-            self.section("[[databases]]");
-            self.key("name", &text(name));
-            keys.iter().for_each(|(key, value)| self.key(key, value));
+            self.named("[[databases]]", name, &keys);
         }
         Ok(())
     }

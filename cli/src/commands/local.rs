@@ -11,7 +11,7 @@ use crate::args::{Cli, Global, Shell};
 use crate::contexts::{self, Context, Contexts};
 use crate::failure::{Exit, Failure};
 use crate::out::Out;
-use crate::pgbouncer;
+use crate::pgbouncer::{self, Ini};
 use crate::table::{Table, Tone, cell, pairs, toned};
 use crate::tree::Tree;
 use crate::verbs::ContextVerb;
@@ -46,23 +46,18 @@ pub(super) fn man(out: Out, directory: Option<PathBuf>) -> Done {
 pub(super) fn import(out: Out, file: &Path, users: Option<PathBuf>) -> Done {
     let rejected =
         |text: String| Failure { exit: Exit::Rejected, text: format!("{}: {text}", file.display()) };
-    let ini = read(file)?;
-    let mut made = pgbouncer::convert(&ini, None).map_err(rejected)?;
+    let ini = Ini::read(&read(file)?).map_err(rejected)?;
     // Who names a file wants it read; that of auth_file may belong to another user.
-    let list = match (users, &made.auth_file) {
+    let list = match (users, ini.auth_file()) {
         (Some(users), _) => Some(read(&users)?),
-        (None, Some(named)) => {
-            let list = std::fs::read_to_string(named);
-            if let Err(error) = &list {
-                out.note(&format!("auth_file {named} is left out: {error}; name a copy with --users"));
-            }
-            list.ok()
-        }
+        (None, Some(named)) => read(Path::new(named))
+            .map_err(|why| {
+                out.note(&format!("auth_file is left out: {}; name a copy with --users", why.text))
+            })
+            .ok(),
         (None, None) => None,
     };
-    if let Some(list) = list {
-        made = pgbouncer::convert(&ini, Some(&list)).map_err(rejected)?;
-    }
+    let made = pgbouncer::convert(&ini, list.as_deref()).map_err(rejected)?;
     made.notes.iter().for_each(|note| out.note(note));
     out.data(&made.toml)?;
     Ok(Exit::Ok)

@@ -3,6 +3,10 @@
 use super::*;
 use helios_proto::config;
 
+fn convert(ini: &str, users: Option<&str>) -> Result<Converted, String> {
+    super::convert(&Ini::read(ini)?, users)
+}
+
 const INI: &str = "
 ; a comment
 [databases]
@@ -80,9 +84,13 @@ fn what_cannot_be_converted_is_an_error_that_says_where() {
     for (ini, words) in [
         ("", "no entry in [databases]"),
         ("[databases]\na = host=x\n[nonsense]\nb = 1", "line 4: no section"),
-        ("[databases]\na = host=x port=y", "port is no number: y"),
+        ("[databases]\na = host=x port=y", "line 2: port is no number: y"),
         ("[databases]\na = host='x", "line 2: a quote is left open"),
         ("[databases]\na = host=x\nb = host=y", "one proxy for each"),
+        (
+            "[databases]\na = host=x\n[users]\nb = query_timeout=soon",
+            "line 4: query_timeout is no number: soon",
+        ),
         ("%include other.ini", "line 1: put the text"),
         (
             "[databases]\na = host=x\n[pgbouncer]\nquery_timeout = soon",
@@ -93,4 +101,7 @@ fn what_cannot_be_converted_is_an_error_that_says_where() {
         assert!(error.contains(words), "{error}");
     }
     assert!(convert("[databases]\na = host=x", Some("app secret")).unwrap_err().contains("line 1"));
+    // A password with a space and without quotes is not shown.
+    let error = convert("[databases]\na = host=x password=planted secret", None).unwrap_err();
+    assert!(error.contains("line 2") && !error.contains("secret"), "{error}");
 }
