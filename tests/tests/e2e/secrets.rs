@@ -73,6 +73,14 @@ impl Hunt {
         self.said.push((by.to_owned(), text.into()));
     }
 
+    /// Logs, none of them empty.
+    fn logs<const N: usize>(&mut self, logs: [(&str, Vec<String>); N]) {
+        for (by, log) in logs {
+            assert!(!log.is_empty(), "{by} does say something");
+            self.heard(by, log.join("\n"));
+        }
+    }
+
     /// The errors and notices among these, all of them the proxy's own.
     fn words(&mut self, by: &str, messages: &[Message]) {
         let told = messages.iter().filter(|m| matches!(m.tag, b'E' | b'N'));
@@ -406,22 +414,10 @@ fn a_fleet_says_nothing_secret() {
             hunt.heard(broken.split('=').next().unwrap(), String::from_utf8_lossy(&said.stderr));
         }
         operators(plane.management, &format!("{MARK}-token-of-admin"), &mut hunt);
-        web(proxy.admin, &mut hunt);
-        for path in ["/metrics", "/health", "/health/ready"] {
-            hunt.heard(path, http::get(plane.admin, path).unwrap().body);
-        }
-        eventually(LONG, "the last good snapshot is kept", || {
-            Path::new(&state).join("last-good-snapshot").exists()
-        });
-        only_for_their_owner(&state);
+        looked_at(&proxy, &plane, &state, &mut hunt);
         only_for_their_owner(&store);
         eventually(LONG, "the stranger was refused", || stranger.log().len() > 20);
-        for (by, log) in
-            [("proxy", proxy.log()), ("stranger", stranger.log()), ("control plane", plane.log())]
-        {
-            assert!(!log.is_empty(), "{by} does say something");
-            hunt.heard(by, log.join("\n"));
-        }
+        hunt.logs([("proxy", proxy.log()), ("stranger", stranger.log()), ("control plane", plane.log())]);
         hunt.over();
         drop((proxy, plane));
         for directory in [state, store] {
@@ -515,24 +511,26 @@ fn a_fleet_over_etcd_and_patroni_says_nothing_secret() {
     hunt.ran(&ctl, &["switchover", "--to", "standby", "--yes"]);
     let request = asked.recv_timeout(LONG).expect("Patroni is asked");
     assert!(request.contains(header), "with the login: {request}");
-    web(proxy.admin, &mut hunt);
+    looked_at(&proxy, &plane, &state, &mut hunt);
+    eventually(LONG, "the wrong password is noticed", || {
+        !shut_out.logged("a member does not answer").is_empty()
+    });
+    hunt.logs([("proxy", proxy.log()), ("control plane", plane.log()), ("shut out", shut_out.log())]);
+    hunt.over();
+    drop((proxy, plane, shut_out));
+    let _ = std::fs::remove_dir_all(state);
+}
+
+/// What the HTTP of both programs says, and who may read the snapshot that the data plane keeps.
+fn looked_at(proxy: &Proxy, plane: &ControlPlane, state: &str, hunt: &mut Hunt) {
+    web(proxy.admin, hunt);
     for path in ["/metrics", "/health", "/health/ready"] {
         hunt.heard(path, http::get(plane.admin, path).unwrap().body);
     }
     eventually(LONG, "the last good snapshot is kept", || {
-        Path::new(&state).join("last-good-snapshot").exists()
+        Path::new(state).join("last-good-snapshot").exists()
     });
-    only_for_their_owner(&state);
-    eventually(LONG, "the wrong password is noticed", || {
-        !shut_out.logged("a member does not answer").is_empty()
-    });
-    for (by, log) in [("proxy", proxy.log()), ("control plane", plane.log()), ("shut out", shut_out.log())] {
-        assert!(!log.is_empty(), "{by} does say something");
-        hunt.heard(by, log.join("\n"));
-    }
-    hunt.over();
-    drop((proxy, plane, shut_out));
-    let _ = std::fs::remove_dir_all(state);
+    only_for_their_owner(state);
 }
 
 /// Whether each file below can be read by its owner only.
