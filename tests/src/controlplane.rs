@@ -181,6 +181,22 @@ impl ControlPlane {
         self.log.lock().unwrap().iter().filter(|l| l.contains(text)).cloned().collect()
     }
 
+    /// The first line of the log with this text, once it is there: what the process does is seen before what it logs
+    /// is read.
+    ///
+    /// # Panics
+    /// When there is none within 20 s.
+    #[must_use]
+    #[track_caller]
+    pub fn said(&self, text: &str) -> String {
+        let mut line = None;
+        eventually(Duration::from_secs(20), text, || {
+            line = self.logged(text).into_iter().next();
+            line.is_some()
+        });
+        line.unwrap()
+    }
+
     /// Sends SIGHUP.
     pub fn reload(&self) {
         signal("HUP", &[self.pid]);

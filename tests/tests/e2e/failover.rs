@@ -186,8 +186,8 @@ fn one_failover(stop: &str) -> (Duration, usize) {
 
 /// When the proxy decided that this node is the primary, in milliseconds of the day.
 fn decided(proxy: &Proxy, node: &Node) -> f64 {
-    let lines = proxy.logged(&format!("node is the primary node={}", node.name));
-    let time = lines[0].split_once('T').unwrap().1.split_once('Z').unwrap().0;
+    let line = proxy.said(&format!("node is the primary node={}", node.name));
+    let time = line.split_once('T').unwrap().1.split_once('Z').unwrap().0;
     time.split(':').fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap()) * 1e3
 }
 

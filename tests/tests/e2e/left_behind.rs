@@ -61,6 +61,7 @@ fn a_replica_of_the_old_primary_takes_no_reads_until_it_follows_the_new_one() {
     let wide = ctl.run(&["node", "list", "-o", "wide"]).code(0);
     assert!(wide.out.contains(WHY), "{wide:?}");
     assert!(proxy.get("/nodes").body.contains(WHY));
+    let _ = proxy.said("node is quarantined node=replica-1");
     assert_eq!(proxy.logged("node is quarantined node=replica-1").len(), 1);
     // The old primary goes: the replica follows nobody, and is as old as before.
     primary.stop("immediate");

@@ -163,7 +163,7 @@ fn the_peer_service_knows_whom_it_serves() {
         ControlPlane::start(&(Config::primary_only(Cluster::shared()).text() + &sections(&store, discovery)));
     let secret = format!("token = \"{}\"", token("dataplane"));
     let proxy = Proxy::start(&data_plane("dp-1", discovery, &secret)).ready();
-    let line = proxy.logged("peers address=").remove(0);
+    let line = proxy.said("peers address=");
     let address = line.split_once("peers address=").unwrap().1.trim();
     let (mut raw, hello) = session(&proxy);
     let sql = "select pg_sleep(600), 'for the peer service'";

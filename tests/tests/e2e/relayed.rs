@@ -85,6 +85,7 @@ fn the_server_judges_and_the_session_has_one_connection() {
         });
     }
     assert_eq!(site.relayed(), Some(2.0));
+    let _ = site.proxy.said("a login was passed on to the server");
     assert_eq!(site.proxy.logged("a login was passed on to the server").len(), 1, "told once");
     assert_eq!(site.proxy.logged("-secret"), Vec::<String>::new());
 }
