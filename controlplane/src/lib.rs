@@ -35,6 +35,7 @@ mod http;
 pub mod keeper;
 mod lag;
 mod member;
+pub mod names;
 pub mod peers;
 mod primary;
 mod publish;

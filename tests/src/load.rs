@@ -19,8 +19,8 @@ use crate::{Cluster, eventually};
 const LONG: Duration = Duration::from_secs(60);
 /// Pause of a client between two requests: the load shows faults, it need not burn the machine.
 const PAUSE: Duration = Duration::from_millis(2);
-/// Requests of one load at most.
-const MOST: i64 = 1_000_000;
+/// Requests of one load at most: more than an hour's.
+const MOST: i64 = 50_000_000;
 /// Failures remembered at most; a client that cannot connect fails all the time.
 const REMEMBERED: usize = 50_000;
 

@@ -10,6 +10,8 @@ use crate::guard::Guard;
 
 /// Where the data plane is in its network.
 const INSIDE: u8 = 2;
+/// No host of the network has this address.
+const SILENT: u8 = 99;
 /// No interface has this address: what is sent there is lost.
 const NOWHERE: &str = "02:00:00:00:00:99";
 
@@ -56,7 +58,10 @@ impl Net {
                 }
                 Err(why) => return Err(why),
             }
-            let guard = Guard::new("ip link del \"$1\"; ip netns del \"$2\"", &[&host, &name]);
+            let guard = Guard::new(
+                "ip link del \"$1\"; ip netns del \"$2\"; rm -rf \"/etc/netns/$2\"",
+                &[&host, &name],
+            );
             let mut net = Self { name, host, inner, number, mac: String::new(), _guard: guard };
             return net.connect(hosts).map(|()| net);
         }
@@ -132,6 +137,27 @@ impl Net {
         let Self { name, inner, .. } = self;
         ip(&format!("-n {name} neigh replace {} lladdr {mac} dev {inner} nud permanent", self.at(host)))
             .unwrap();
+    }
+
+    /// From now on these names are found here, and nobody else is asked; `None`: who is asked does not answer. What runs
+    /// inside sees it, if this was called before it was started as well.
+    ///
+    /// # Panics
+    /// When the files cannot be written.
+    pub fn names(&self, names: Option<&[(&str, Ipv4Addr)]>) {
+        let directory = format!("/etc/netns/{}", self.name);
+        std::fs::create_dir_all(&directory).unwrap();
+        let mut hosts = "127.0.0.1 localhost\n".to_owned();
+        for (name, address) in names.unwrap_or_default() {
+            hosts += &format!("{address} {name}\n");
+        }
+        // The files are bound into the network's own /etc: they stay the same ones.
+        std::fs::write(format!("{directory}/hosts"), hosts).unwrap();
+        std::fs::write(format!("{directory}/nsswitch.conf"), "hosts: files dns\n").unwrap();
+        // Inside, nobody listens there, and a reset says so; an address that nobody has says nothing.
+        let server = if names.is_some() { "127.0.0.1".to_owned() } else { self.at(SILENT).to_string() };
+        let silent = format!("nameserver {server}\noptions timeout:15 attempts:2\n");
+        std::fs::write(format!("{directory}/resolv.conf"), silent).unwrap();
     }
 
     /// What stands before a command that is to run inside.

@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::{Facts, Failure, FailureKind, Reply};
-use crate::servers;
+use crate::{names, servers};
 
 /// Length 8, code 80877103.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
@@ -146,7 +146,10 @@ impl Prober {
             let path = format!("{}/.s.PGSQL.{}", self.node.host, self.node.port);
             exchange(UnixStream::connect(path).await).await
         } else {
-            exchange(TcpStream::connect((self.node.host.as_str(), self.node.port)).await).await
+            match names::resolve(&self.node.host, self.node.port, self.limit).await {
+                Ok(found) => exchange(TcpStream::connect(found.as_slice()).await).await,
+                Err(error) => Err(error),
+            }
         };
         match answer {
             Ok(b'S' | b'N') => Ok(Reply { latency: started.elapsed(), facts: None }),

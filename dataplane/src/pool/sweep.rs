@@ -1,4 +1,5 @@
-//! The pools' one task: expires waits, closes connections that are old or unused, and keeps `min_idle` open.
+//! The pools' one task: expires waits, closes connections that are old, unused or to an address
+//! that the node has left, and keeps `min_idle` open.
 //! Runs on the control runtime, so that no worker pays for it. Never touches a connection that is lent.
 
 use super::node::{Age, NodePool, Slot};
@@ -8,6 +9,7 @@ use crate::server::dial::{self, Who};
 use crate::server::{ServerConn, ServerIdent};
 use crate::statements::Prepared;
 use crate::stream::Stream;
+use helios_controlplane::names;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -45,7 +47,10 @@ pub async fn run(
         }
         ticks = ticks.wrapping_add(1);
         if ticks.is_multiple_of(TRIM_EVERY) {
-            view.pools.iter().for_each(|pool| trim(pool, &view, now));
+            for pool in &view.pools {
+                pool.follow_name(names::departures(&pool.node.host));
+                trim(pool, &view, now);
+            }
             prewarm(&view, &identities, &tracker);
         }
     }

@@ -6,6 +6,7 @@ use crate::descriptors::ran_out;
 use crate::legs::{Sealing, SecureError, ServerLeg, shown};
 use crate::pool::node::Refused;
 use crate::stream::Stream;
+use helios_controlplane::names;
 use helios_pgwire::ErrorFields;
 use helios_pgwire::frontend;
 use helios_pgwire::login::{Asked, Login, LoginError, Need, Welcome};
@@ -173,7 +174,8 @@ impl Opening {
     pub async fn start((node, leg): (&Node, &ServerLeg), who: Who<'_>) -> Result<Opened, DialError> {
         let place = (node.host.clone(), node.port);
         let connect = async {
-            let io = TcpStream::connect((node.host.as_str(), node.port)).await?;
+            let found = names::resolve(&node.host, node.port, STEP_TIMEOUT).await?;
+            let io = TcpStream::connect(found.as_slice()).await?;
             tune(&io, SERVER_PATIENCE)?;
             Ok(io)
         };

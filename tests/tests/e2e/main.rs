@@ -30,6 +30,7 @@ mod limits;
 mod login;
 mod lost;
 mod monitoring;
+mod names;
 mod partitions;
 mod patroni;
 mod peers;

@@ -17,7 +17,11 @@ pub(super) struct Orders {
     held: AtomicBool,
     /// Longest wait while paused, in milliseconds.
     hold: AtomicU64,
-    /// Grows with each order to reconnect.
+    /// The last order to reconnect.
+    reconnect: AtomicU64,
+    /// Addresses that the node's name has given up, and 1 more.
+    departures: AtomicU64,
+    /// Grows with each order to reconnect, and when the node's name gives an address up.
     generation: AtomicU64,
 }
 
@@ -61,14 +65,32 @@ impl NodePool {
         self.orders.paused.store(ops.paused, Ordering::Relaxed);
         self.orders.held.store(held, Ordering::Relaxed);
         let resumed = waited && !self.orders.paused();
-        let renewed = self.orders.generation.swap(ops.reconnect, Ordering::Relaxed) != ops.reconnect;
+        let renewed = self.orders.reconnect.swap(ops.reconnect, Ordering::Relaxed) != ops.reconnect;
         drop(inner);
         if renewed {
-            self.flush_idle();
+            self.renew();
         }
         if resumed || grown {
             self.serve_queue(resumed);
         }
+    }
+
+    /// Takes how many addresses the node's name has given up: connections to them close as they come back, and since none
+    /// says which those are, all do.
+    pub fn follow_name(&self, departures: u64) {
+        // 0: none was told yet.
+        let told = departures.saturating_add(1);
+        let before = self.orders.departures.swap(told, Ordering::Relaxed);
+        if before != 0 && before < told {
+            tracing::info!(node = %self.node.name, host = self.node.host, "host has a new address, connections are made anew");
+            self.renew();
+        }
+    }
+
+    /// Connections close as they come back, idle ones at once.
+    fn renew(&self) {
+        let _ = self.orders.generation.fetch_add(1, Ordering::Relaxed);
+        self.flush_idle();
     }
 
     /// Whether nobody gets a connection now.
