@@ -87,6 +87,16 @@ impl ControlPlane {
         Self::start_logging(text, Logging { filter: "info", format: "text" })
     }
 
+    /// The same with variables in its environment.
+    ///
+    /// # Panics
+    /// As [`ControlPlane::start`].
+    #[must_use]
+    #[track_caller]
+    pub fn start_with(text: &str, variables: &[(&str, &str)]) -> Self {
+        Self::launch(text, Logging { filter: "info", format: "text" }, variables)
+    }
+
     /// The same with another log.
     ///
     /// # Panics
@@ -94,6 +104,11 @@ impl ControlPlane {
     #[must_use]
     #[track_caller]
     pub fn start_logging(text: &str, logging: Logging) -> Self {
+        Self::launch(text, logging, &[])
+    }
+
+    #[track_caller]
+    fn launch(text: &str, logging: Logging, variables: &[(&str, &str)]) -> Self {
         let file = config_file(text);
         let mut child = Command::new(program().with_file_name("helios-controlplane"))
             .arg("--config")
@@ -101,6 +116,7 @@ impl ControlPlane {
             .args(["--log-format", logging.format])
             .env("RUST_LOG", logging.filter)
             .env("NO_COLOR", "1")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -241,6 +241,18 @@ impl Proxy {
         Self::launch(text, Command::new("sh"), log)
     }
 
+    /// The same with variables in its environment.
+    ///
+    /// # Panics
+    /// As [`Proxy::start`].
+    #[must_use]
+    #[track_caller]
+    pub fn start_with(text: &str, variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new("sh");
+        command.envs(variables.iter().copied());
+        Self::launch(text, command, LOG)
+    }
+
     /// The same inside a network of its own.
     ///
     /// # Panics

@@ -372,3 +372,82 @@ fn one_bad_resource_of_a_delta_leaves_the_rest_and_what_does_not_fit_is_sent_who
     let status = |msg| matches!(msg, dp_msg::Msg::Status(_));
     eventually(LONG, "it reports on the stream", || stage.heard.try_iter().any(status));
 }
+
+/// A whole snapshot, and what is done to it; its resources are hashed afterwards, so that only the hash that is itself
+/// damaged does not fit.
+fn spoiled(snapshot: &Snapshot, spoil: impl FnOnce(&mut v1::Full)) -> v1::Full {
+    let mut full = wire::full(snapshot, Instant::now());
+    spoil(&mut full);
+    full.sha256 = wire::hash(&full.resources);
+    full
+}
+
+/// A change to a whole snapshot that makes it a bad one.
+type Spoil = fn(&mut v1::Full);
+
+/// Bad snapshots (fault F10), with what is said of each.
+const BAD: [(&str, Spoil); 8] = [
+    ("is not newer than 20", |full| full.topology.as_mut().unwrap().revision = 20),
+    ("is older than the one in force", |full| full.topology.as_mut().unwrap().epoch = 4),
+    ("is older than the one in force", |full| full.topology.as_mut().unwrap().timeline = 2),
+    ("no topology", |full| full.topology = None),
+    ("no usable settings", |full| full.resources.clear()),
+    ("no usable node", |full| full.resources.retain(|resource| !resource.name.starts_with("node/"))),
+    ("is none of its nodes", |full| full.topology.as_mut().unwrap().primary = "nobody".to_owned()),
+    ("unknown role", |full| full.topology.as_mut().unwrap().nodes[0].role = 77),
+];
+
+#[test]
+fn snapshots_that_are_bad_as_a_whole_change_nothing() {
+    let (port, state) = (free_port(), directory("state"));
+    let mut stage = Stage::start(port);
+    let text = Config::new(Cluster::shared()).text();
+    let held = |revision| Snapshot { epoch: 5, timeline: 3, ..snapshot(revision, &text) };
+    let keeps = format!("{}state_dir = \"{state}\"\n", dataplane("dp-1", port));
+    let proxy = Proxy::start(&keeps);
+    let nonce = stage.say(cp_msg::Msg::Full(wire::full(&held(20), Instant::now())));
+    assert_eq!(stage.ack(nonce).revision, 20);
+    let proxy = proxy.ready();
+    let kept = || std::fs::read(format!("{state}/last-good-snapshot")).unwrap_or_default();
+    eventually(LONG, "it is kept", || !kept().is_empty());
+    let (file, view) = (kept(), nodes(&proxy));
+    let mut client = proxy.connect("app");
+    let mut nothing_changed = || {
+        client.batch_execute("update counter set n = n + 1 where id = 1; select 1").unwrap();
+        for key in ["revision", "epoch", "timeline", "primary"] {
+            assert_eq!(nodes(&proxy)[key], view[key], "{key}");
+        }
+        assert!(kept() == file, "the file is the same");
+    };
+    for (refused, (reason, spoil)) in BAD.into_iter().enumerate() {
+        let mut changed = held(21);
+        changed.settings = snapshot(21, &text.replace("max_pool_size = 10", "max_pool_size = 9")).settings;
+        let nonce = stage.say(cp_msg::Msg::Full(spoiled(&changed, spoil)));
+        let ack = stage.ack(nonce);
+        assert_eq!((ack.revision, ack.rejected.len()), (20, 1), "{reason}: {ack:?}");
+        assert_eq!(ack.rejected[0].name, "snapshot", "{ack:?}");
+        assert!(ack.rejected[0].reason.contains(reason), "{reason}: {ack:?}");
+        assert_eq!(counter(&proxy, "snapshots_refused_total"), (refused + 1) as f64);
+        nothing_changed();
+    }
+    let mut damaged = wire::full(&held(22), Instant::now());
+    damaged.sha256.reverse();
+    let nonce = stage.say(cp_msg::Msg::Full(damaged));
+    let ack = stage.ack(nonce);
+    assert!(ack.rejected[0].reason.contains("hash does not match"), "{ack:?}");
+    nothing_changed();
+    // A good one is still taken.
+    let nonce = stage.say(cp_msg::Msg::Full(wire::full(&held(23), Instant::now())));
+    assert_eq!(stage.ack(nonce), v1::Ack { nonce, revision: 23, rejected: Vec::new() });
+    // A hundred megabytes end the stream, and no more than that.
+    let resident = || std::fs::read_to_string(format!("/proc/{}/statm", proxy.pid)).unwrap();
+    let pages = || resident().split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+    let before = pages();
+    stage.say(cp_msg::Msg::Full(spoiled(&held(24), |full| full.resources[0].name = "x".repeat(100 << 20))));
+    eventually(LONG, "the stream is given up", || counter(&proxy, "control_connected") == 0.0);
+    assert!(pages() < before + (32 << 20) / 4096, "{} pages before, {} after", before, pages());
+    assert_eq!(nodes(&proxy)["revision"], 23);
+    proxy.connect("app").batch_execute("update counter set n = n + 1 where id = 1; select 1").unwrap();
+    assert_eq!(proxy.get("/health/ready").status, 200);
+    let _ = std::fs::remove_dir_all(state);
+}
