@@ -20,7 +20,7 @@ demo:
 test: setup check
 
 check: lint features instructions
-	$(CARGO) build --profile fast --locked $(PROXY) -p helios-controlplane -p heliosctl
+	$(CARGO) build --profile fast --locked $(PROXY) -p helios-controlplane -p heliosctl --features heliosdb-proxy/distribcache
 	RUST_BACKTRACE=0 HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" timeout --foreground 1800 $(CARGO) test --profile fast --locked --workspace
 
 lint:

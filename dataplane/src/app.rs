@@ -2,6 +2,7 @@
 //! end at their next rest, deadline, workers end. No policy lives here.
 
 use crate::auth::Auth;
+use crate::cache::{self, Cache};
 use crate::control::{self, Link, Remote, StatusOf};
 use crate::http::{self, Shim};
 use crate::lanes::{Arrival, Lanes};
@@ -83,6 +84,7 @@ pub async fn start(config: Config) -> io::Result<App> {
         pools: Arc::new(Pools::new(first, control.source(), ServerLeg::new(servers))),
         identities: Arc::default(),
         statements: Scope::new(registry::random()),
+        answers: Cache::new(&config)?,
         registry,
         auth: Auth::default(),
         client_leg,
@@ -100,6 +102,9 @@ pub async fn start(config: Config) -> io::Result<App> {
     let identities: Arc<Identities> = Arc::clone(&shared.identities);
     tasks.spawn(sweep::run(Arc::clone(&shared.pools), identities, running.clone(), shared.cleanups.clone()));
     tasks.spawn(catalog::run(Arc::clone(&shared.pools), Arc::clone(&shared.identities), running.clone()));
+    if let Some(answers) = &shared.answers {
+        cache::start(answers, &shared, &running, &tasks);
+    }
     tasks.spawn(listener::accept(listener, Arc::clone(&shared), accepting.clone()));
     let (link, on) = (control.link(), Arc::clone(&shared));
     let shim = Shim { shared: on, workers: Arc::clone(&workers), draining: Arc::clone(&draining), link };

@@ -76,6 +76,10 @@ impl Args {
 
 /// What this build cannot do.
 fn unsupported(config: &Config) -> Option<Problems> {
+    if config.cache.enabled && !cfg!(feature = "distribcache") {
+        let text = "enabled = true in [cache] needs a build with feature distribcache";
+        return Some(text.to_owned());
+    }
     if cfg!(feature = "pool-modes") {
         return None;
     }

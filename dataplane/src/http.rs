@@ -1,6 +1,7 @@
 //! The HTTP shim: /health, /metrics, /pool/stats, /nodes. Open and read-only: never shows users, SQL or addresses of
 //! clients, and never changes anything. Bounded in connections, header size and time.
 
+use crate::cache;
 use crate::control::Link;
 use crate::descriptors::{Reserve, ran_out};
 use crate::listener::WorkerThread;
@@ -103,7 +104,13 @@ fn answer(request: &Request<Incoming>, shim: &Shim) -> Response<Full<Bytes>> {
         "/health/live" => json_response(StatusCode::OK, &json!({"status": "ok"})),
         "/metrics" => {
             let counters: Vec<_> = shim.workers.iter().map(|worker| Arc::clone(&worker.counters)).collect();
-            let body = metrics::render(&counters, shim.shared.lanes.open(), &view, &shim.link);
+            let body = metrics::render(
+                &counters,
+                shim.shared.lanes.open(),
+                &view,
+                &shim.link,
+                cache::families(shim.shared.answers.as_deref()),
+            );
             with_type(StatusCode::OK, body, "text/plain; version=0.0.4; charset=utf-8")
         }
         "/pool/stats" => json_response(StatusCode::OK, &pool_stats(shim, &view)),

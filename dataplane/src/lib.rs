@@ -8,6 +8,8 @@
 
 pub mod app;
 pub mod auth;
+#[cfg_attr(not(feature = "distribcache"), path = "cache_off.rs")]
+pub mod cache;
 pub mod cli;
 pub mod control;
 pub mod descriptors;

@@ -98,15 +98,22 @@ impl Counters {
     }
 }
 
-/// The Prometheus text of a data plane.
+/// The Prometheus text of a data plane; `more` is what others have to say.
 #[must_use]
-pub fn render(workers: &[Arc<Counters>], serving: usize, view: &View, link: &Link) -> Vec<u8> {
+pub fn render(
+    workers: &[Arc<Counters>],
+    serving: usize,
+    view: &View,
+    link: &Link,
+    more: Vec<MetricFamily>,
+) -> Vec<u8> {
     let mut families = Vec::new();
     pools(&mut families, view);
     queries(&mut families, workers);
     nodes(&mut families, view);
     own(&mut families, workers, serving, view);
     control(&mut families, link);
+    families.extend(more);
     let mut text = Vec::new();
     // Writing to memory does not fail; a family without samples is left out beforehand.
     families.retain(|family| !family.get_metric().is_empty());
@@ -121,7 +128,7 @@ fn label(name: &str, value: &str) -> LabelPair {
     pair
 }
 
-fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+pub(crate) fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(format!("heliosproxy_{name}"));
     family.set_help(help.to_owned());
@@ -130,7 +137,7 @@ fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> Met
     family
 }
 
-fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
+pub(crate) fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
     let mut cell = Gauge::default();
     cell.set_value(value);
     let mut metric = Metric::default();
@@ -139,7 +146,7 @@ fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
     metric
 }
 
-fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
+pub(crate) fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
     let mut cell = Counter::default();
     cell.set_value(float(value));
     let mut metric = Metric::default();
@@ -149,7 +156,7 @@ fn counter(labels: &[(&str, &str)], value: u64) -> Metric {
 }
 
 /// Counters beyond 2^53 lose their last digits, as in every Prometheus client.
-fn float(value: u64) -> f64 {
+pub(crate) fn float(value: u64) -> f64 {
     let high = u32::try_from(value >> 32).unwrap_or(u32::MAX);
     let low = u32::try_from(value & 0xffff_ffff).unwrap_or(u32::MAX);
     f64::from(high) * 4_294_967_296.0 + f64::from(low)

@@ -104,6 +104,12 @@ impl Statement {
         self.tail.split(|&byte| byte == 0).next().unwrap_or_default()
     }
 
+    /// Its SQL text, NUL, and its types.
+    #[must_use]
+    pub fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
     /// Appends the Parse message that prepares it under its name on servers.
     pub fn parse(&self, out: &mut Vec<u8>) {
         put(out, b'P', |body| {

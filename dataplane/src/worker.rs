@@ -2,6 +2,7 @@
 //! needs (buffers, verdicts, the strategy's state) belongs to the worker, so an idle session owns none of it.
 
 use crate::auth::Auth;
+use crate::cache::{Cache as Answers, Readings};
 use crate::lanes::Lanes;
 use crate::legs::ClientLeg;
 use crate::metrics::Counters;
@@ -30,6 +31,8 @@ pub struct Shared {
     pub lanes: Arc<Lanes>,
     /// Prepared statements that clients share.
     pub statements: Arc<Scope>,
+    /// Answers that are kept.
+    pub answers: Option<Arc<Answers>>,
     /// Sessions by cancel key.
     pub registry: Arc<Registry>,
     /// Who may log in.
@@ -67,6 +70,8 @@ pub struct Bench {
 pub struct Tools {
     /// Verdicts by text.
     pub verdicts: VerdictCache,
+    /// What texts do to the cache.
+    pub readings: Readings,
     /// State of the read strategies.
     pub picker: Picker,
     /// Statements that clients have prepared by name.
@@ -82,6 +87,7 @@ impl Worker {
     pub fn new(id: usize, shared: Arc<Shared>, counters: Arc<Counters>) -> Arc<Self> {
         let tools = Tools {
             verdicts: VerdictCache::new(),
+            readings: Readings::default(),
             picker: Picker::new(),
             statements: Interner::new(Arc::clone(&shared.statements)),
             edit: Vec::new(),

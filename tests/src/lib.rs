@@ -23,6 +23,7 @@ pub mod prometheus;
 pub mod proxy;
 pub mod races;
 pub mod raw;
+pub mod redis;
 pub mod soak;
 pub mod socket;
 
@@ -42,6 +43,7 @@ pub use programs::Programs;
 pub use prometheus::Prometheus;
 pub use proxy::{Config, Proxy};
 pub use raw::{Message, Raw};
+pub use redis::Redis;
 
 /// A TCP port of the loopback interface that nobody listens on, below the range from which the kernel takes the
 /// ports of outgoing connections: nobody else gets it by chance before its user binds it.

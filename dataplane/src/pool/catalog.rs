@@ -76,7 +76,7 @@ fn due(live: &[Arc<Identity>], seen: &mut HashMap<Vec<u8>, Instant>) -> Vec<Arc<
 
 /// Looks at the database of an identity; what cannot be seen now stays as it was.
 async fn look(pools: &Pools, identity: &Arc<Identity>) {
-    let rows = match timeout(LONGEST, rows(pools, identity)).await {
+    let rows = match timeout(LONGEST, rows(pools, identity, FUNCTIONS, false)).await {
         Ok(Some(rows)) => rows,
         Ok(None) | Err(_) => return tracing::debug!("the functions of a database could not be looked at"),
     };
@@ -96,9 +96,16 @@ fn named(row: Row) -> Option<(Box<[u8]>, bool)> {
     Some((name?.into(), safe.as_deref() == Some(b"t")))
 }
 
-async fn rows(pools: &Pools, identity: &Arc<Identity>) -> Option<Vec<Row>> {
+/// What a query of the catalog says, on the primary or on any node that can be asked; `None`: nothing now.
+pub(crate) async fn rows(
+    pools: &Pools,
+    identity: &Arc<Identity>,
+    sql: &str,
+    on_primary: bool,
+) -> Option<Vec<Row>> {
     let view = pools.view();
-    let pool = view.pools.get(view.askable().next()?)?;
+    let node = if on_primary { view.snapshot.primary } else { view.askable().next() };
+    let pool = view.pools.get(node?)?;
     let waiter = Waiter::new(NO_WORKER);
     let request =
         Request { identity, waiter: &waiter, settings: None, caps: view.caps(identity), timeout: LONGEST };
@@ -113,7 +120,7 @@ async fn rows(pools: &Pools, identity: &Arc<Identity>) -> Option<Vec<Row>> {
             Outcome::Expired | Outcome::Retired => return None,
         },
     };
-    let rows = ask(&mut conn.io, FUNCTIONS).await;
+    let rows = ask(&mut conn.io, sql).await;
     give_back(pool, conn, rows)
 }
 
@@ -125,7 +132,7 @@ fn give_back<T>(pool: &Arc<NodePool>, conn: Box<ServerConn>, answer: std::io::Re
             Some(answer)
         }
         Err(error) => {
-            tracing::debug!(node = %pool.node.name, %error, "a look at pg_proc failed");
+            tracing::debug!(node = %pool.node.name, %error, "a look at a catalog failed");
             conn.close();
             None
         }

@@ -65,12 +65,12 @@ const fn keys<const N: usize>(names: &[&str]) -> [u128; N] {
 }
 
 /// Whether the built-in list has this name, which is in lower case already.
-pub(super) fn is_builtin_safe(name: &[u8]) -> bool {
+pub(crate) fn is_builtin_safe(name: &[u8]) -> bool {
     holds(&SAFE_KEYS, table::SAFE, name)
 }
 
 /// Whether PostgreSQL has this keyword, which is in lower case already.
-pub(super) fn is_any_keyword(word: &[u8]) -> bool {
+pub(crate) fn is_any_keyword(word: &[u8]) -> bool {
     holds(&KEYWORD_KEYS, table::KEYWORDS, word)
 }
 

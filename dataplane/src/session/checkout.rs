@@ -219,6 +219,7 @@ impl Session {
         self.server = Some(conn);
         self.to_server.clear();
         self.fresh = true;
+        self.desk.bound(standby);
         self.core.bind(standby, prepared);
         self.count_pin();
         self.look = true;

@@ -143,6 +143,8 @@ pub struct Core {
     prepared: Prepared,
     /// A ReadyForQuery came since it was last asked for.
     ended: bool,
+    /// A CommandComplete or a ReadyForQuery came since it was last asked for.
+    told: bool,
     /// A run is sent only when everything before it is answered: the session is to end between two of them.
     one_by_one: bool,
 }
@@ -195,6 +197,7 @@ impl Core {
             waits_for_name: false,
             prepared: Prepared::default(),
             ended: false,
+            told: false,
             one_by_one: false,
         }
     }
@@ -342,6 +345,36 @@ impl Core {
     #[must_use]
     pub fn sql_of(&self, name: &[u8]) -> Option<&[u8]> {
         self.names.sql(name)
+    }
+
+    /// SQL text, NUL and types of a statement that the client has prepared by name.
+    #[must_use]
+    pub fn tail_of(&self, name: &[u8]) -> Option<&[u8]> {
+        self.names.tail(name)
+    }
+
+    /// Whether the run that waits for a server may be answered without one: it is whole, and leaves nothing behind.
+    #[must_use]
+    pub fn may_be_answered(&self) -> bool {
+        self.bound.is_none() && self.mode != PoolMode::Session && self.run.is_closed() && !self.run.prepares()
+    }
+
+    /// The answer to the run that waits is to come from the primary.
+    pub fn ask_for_primary(&mut self) {
+        self.run.ask_for_primary();
+    }
+
+    /// The run was answered without a server: it is dropped.
+    pub fn answered(&mut self) {
+        self.counts.reads = self.counts.reads.saturating_add(1);
+        self.ledger.reset();
+        self.discard = self.run.len().saturating_add(std::mem::take(&mut self.client_skip));
+        self.run.clear();
+    }
+
+    /// Whether the server has said since the last call that a statement, or a transaction, is done.
+    pub fn take_told(&mut self) -> bool {
+        std::mem::take(&mut self.told)
     }
 
     /// A server connection was acquired for the run, which has these statements prepared.

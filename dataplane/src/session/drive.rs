@@ -6,6 +6,7 @@ use super::core::{ClientStep, Core, Cut, Ending, ServerOutcome, ServerStep};
 use super::leg::{KEEP, Leg};
 use super::run::Judge;
 use super::tied::Tied;
+use crate::cache::{Asker, Desk, Found, Watching};
 use crate::pool::view::SessionSettings;
 use crate::pool::{Identity, View, Waiter};
 use crate::registry::SessionHandle;
@@ -51,6 +52,8 @@ pub struct Session {
     pub(super) alone: bool,
     pub(super) to_server: Leg,
     pub(super) core: Core,
+    /// What it has to do with the cache.
+    pub(super) desk: Desk,
     /// The run as sent, while it may be replayed on another node.
     pub(super) sent: Vec<u8>,
     /// The server connection was bound for a run whose choice has been reported.
@@ -174,6 +177,11 @@ impl Session {
     /// How many bytes were consumed; on an error the rest is kept here for the clean-up.
     fn take_step(&mut self, cx: &mut Context<'_>, bytes: &[u8], step: ServerStep) -> Result<usize, Step> {
         let forward = bytes.get(..step.forward).unwrap_or_default();
+        if self.core.take_told() {
+            // Before the client knows.
+            self.desk.told();
+        }
+        self.desk.record(forward);
         if !forward.is_empty() && self.to_client.send(&mut self.client, cx, forward).is_err() {
             self.to_server.inbox = bytes.get(step.forward..).unwrap_or_default().to_vec();
             return Err(Step::ClientGone);
@@ -257,6 +265,7 @@ impl Session {
 
     /// Gives the clean server connection back.
     fn release(&mut self) {
+        self.desk.rested();
         let prepared = self.core.released();
         let Some(mut server) = self.server.take() else { return };
         server.prepared = prepared;
@@ -419,6 +428,7 @@ impl Session {
                 known: self.identity.functions.as_ref(),
                 readable: self.greeting.readable && !self.core.reads_differently(),
                 statements: &mut tools.statements,
+                watching: Watching::new(&mut self.desk, &mut tools.readings),
                 edit: &mut tools.edit,
             };
             match self.core.client(rest, &mut judge, &mut reply) {
@@ -439,6 +449,16 @@ impl Session {
                     }
                 }
                 ClientStep::Acquire => {
+                    match self.ask_cache(rest, tools) {
+                        Found::Answer(answer) => {
+                            let sent = self.to_client.send(&mut self.client, cx, &answer);
+                            self.answered();
+                            sent.map_err(|_| (at, Step::ClientGone))?;
+                            continue;
+                        }
+                        Found::Fetch => return Err((at, Step::Acquire)),
+                        Found::Primary | Found::Nothing => {}
+                    }
                     if !self.take_server(tools).map_err(|step| (at, step))? {
                         return Ok(at);
                     }
@@ -466,6 +486,36 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Whether the run that needs a server has an answer already.
+    fn ask_cache(&mut self, bytes: &[u8], tools: &mut Tools) -> Found {
+        if !self.desk.is_open() || !self.core.may_be_answered() || self.alone {
+            return Found::Nothing;
+        }
+        let view = tools.view();
+        let run = self.core.run();
+        let asker = Asker {
+            identity: &self.identity,
+            settings: self.core.settings().in_force(),
+            snapshot: &view.snapshot,
+            standard_strings: self.greeting.standard_strings,
+            prepared: &|name| self.core.tail_of(name),
+        };
+        let whole = bytes.get(..run.len()).unwrap_or_default();
+        let found = self.desk.look_up(whole, run.verdict(), &asker, &mut tools.readings);
+        if matches!(found, Found::Fetch | Found::Primary) {
+            self.core.ask_for_primary();
+        }
+        found
+    }
+
+    /// The session's run has been answered without a server.
+    pub(super) fn answered(&mut self) {
+        self.core.answered();
+        self.note_counts();
+        self.rested = Instant::now();
+        self.look = true;
     }
 
     /// Bytes of the client, and what the server gets for them.

@@ -127,6 +127,12 @@ impl Names {
         self.known.get(name).map(|known| known.statement.sql())
     }
 
+    /// SQL text, NUL and types of a statement.
+    #[must_use]
+    pub fn tail(&self, name: &[u8]) -> Option<&[u8]> {
+        self.known.get(name).map(|known| known.statement.tail())
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -5,6 +5,7 @@
 use super::core::begins;
 use super::names::{Named, Names, named};
 use super::settings::{self, Sent};
+use crate::cache::Watching;
 use crate::route::{Class, KnownFunctions, Pins, Verdict, VerdictCache};
 use crate::statements::Interner;
 use helios_pgwire::PgError;
@@ -24,6 +25,8 @@ pub struct Judge<'a> {
     pub readable: bool,
     /// Statements that the worker's clients have prepared.
     pub statements: &'a mut Interner,
+    /// Hears of writes.
+    pub watching: Watching<'a>,
     /// Bytes for the server in place of the client's own, for [`ClientStep::Rewritten`](super::core::ClientStep).
     pub edit: &'a mut Vec<u8>,
 }
@@ -233,7 +236,7 @@ impl Run {
         self.acts |= matches!(header.tag, b'Q' | b'F' | b'B');
         match header.tag {
             b'Q' | b'P' => self.add_text(header.tag, (!partial).then_some(here), mode, names, judge)?,
-            b'F' => self.merge(&function_call(here)),
+            b'F' => self.merge(&judge.function(here)),
             b'B' | b'D' | b'C' => self.add_use(header.tag, here, mode, names, judge)?,
             _ => {}
         }
@@ -355,6 +358,15 @@ impl Run {
 }
 
 impl Judge<'_> {
+    /// The verdict of a FunctionCall message.
+    pub fn function(&mut self, message: &[u8]) -> Verdict {
+        let verdict = function_call(message);
+        if verdict.sets {
+            self.watching.wrote_anything();
+        }
+        verdict
+    }
+
     /// The verdict of a Query or Parse message; `None` for one that is too long to be read.
     pub fn message(&mut self, tag: u8, message: Option<&[u8]>) -> Verdict {
         let text = message.and_then(|message| match tag {
@@ -363,9 +375,15 @@ impl Judge<'_> {
         });
         match (message, text) {
             (Some(_), Some(text)) => self.text(text),
-            (Some(_), None) if self.readable => Verdict::in_doubt(),
+            (Some(_), None) if self.readable => {
+                self.watching.wrote_anything();
+                Verdict::in_doubt()
+            }
             // What cannot be read may leave any state behind.
-            _ => Verdict { pins: Pins::SETTING, ..Verdict::in_doubt() },
+            _ => {
+                self.watching.wrote_anything();
+                Verdict { pins: Pins::SETTING, ..Verdict::in_doubt() }
+            }
         }
     }
 
@@ -382,8 +400,13 @@ impl Judge<'_> {
     /// The verdict of a text.
     pub fn text(&mut self, sql: &[u8]) -> Verdict {
         if self.readable {
-            return self.cache.get_or_classify(sql, self.standard_strings, self.known).clone();
+            let verdict = self.cache.get_or_classify(sql, self.standard_strings, self.known);
+            if verdict.may_write {
+                self.watching.wrote(sql, self.standard_strings);
+            }
+            return verdict.clone();
         }
+        self.watching.wrote_anything();
         Verdict { pins: Pins::SETTING, ..Verdict::in_doubt() }
     }
 }

@@ -11,6 +11,7 @@ use super::names::{Named, named};
 use super::replication::Through;
 use super::startup::{Greeted, Lobby};
 use super::tied::Tied;
+use crate::cache::Desk;
 use crate::lanes::Arrival;
 use crate::limits::Counted;
 use crate::metrics::count;
@@ -164,6 +165,7 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         settings.mode = PoolMode::Session;
     }
     let greeting = identity.greeting().unwrap_or_default();
+    let desk = Desk::new(worker.shared.answers.as_ref(), &identity.database);
     let mut session = Session {
         worker: Arc::clone(worker),
         handle: Arc::clone(&registered.handle),
@@ -177,6 +179,7 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         alone: own.is_some(),
         to_server: Leg::default(),
         core: Core::new(settings.mode),
+        desk,
         sent: Vec::new(),
         fresh: false,
         place: None,
@@ -264,6 +267,19 @@ async fn say_goodbye(io: &mut Stream, words: &[u8], busy: bool) {
 
 /// Gets the server connection that the session's run needs; `Err` ends the session.
 async fn acquire(session: &mut Session) -> Result<(), End> {
+    match fetch(session).await {
+        Ok(Some(answer)) => {
+            session.to_client.push(&answer);
+            session.answered();
+            return Ok(());
+        }
+        Ok(None) => {}
+        Err(Lost::Gone | Lost::Failed(Failure::Session(_))) => return Err(End::Silent),
+        Err(Lost::Failed(Failure::Statement(error))) => {
+            session.fail(&error);
+            return Ok(());
+        }
+    }
     let lead = session.lead.take();
     let started = lead.as_ref().map_or_else(Instant::now, |lead| lead.since);
     session.handle.set_queued(true);
@@ -293,6 +309,16 @@ async fn acquire(session: &mut Session) -> Result<(), End> {
             session.fail(&error);
             Ok(())
         }
+    }
+}
+
+/// The answer that another session, or another data plane, may have for the session's run.
+async fn fetch(session: &mut Session) -> Result<Option<Arc<[u8]>>, Lost> {
+    let Session { desk, client, handle, .. } = session;
+    tokio::select! {
+        biased;
+        answer = desk.fetch() => Ok(answer),
+        why = watch(client.tcp(), handle) => Err(why),
     }
 }
 
@@ -388,6 +414,7 @@ impl Session {
     /// The statement fails; the session lives. The error goes out behind what the client has not taken yet.
     pub(super) fn fail(&mut self, error: &PgError) {
         let mut out = Vec::new();
+        self.desk.give_up();
         self.core.fail(error, &mut out);
         self.to_client.push(&out);
         self.rested = Instant::now();
@@ -430,6 +457,7 @@ impl Session {
     /// The server connection broke: replay, or tell the client what is known, or end.
     fn server_lost(&mut self, message: Option<Vec<u8>>) -> Result<(), End> {
         self.handle.clear_server();
+        self.desk.lost();
         let Some(server) = self.server.take() else { return Err(End::Silent) };
         let pool = Arc::clone(server.slot.pool());
         drop(server);
@@ -469,6 +497,9 @@ impl Session {
 
     /// Gives the server connection up in whatever state it is: cleaned for the next session, or closed.
     fn hand_over(&mut self) {
+        if !self.core.at_rest() {
+            self.desk.lost();
+        }
         let pins = self.core.pins();
         let half_sent = self.core.half_sent() || self.to_server.blocked();
         let reset = self.core.mode() == PoolMode::Session || !pins.is_empty();

@@ -32,6 +32,10 @@ pub enum Section {
     Store,
     /// `[switchover]`
     Switchover,
+    /// `[cache]`
+    Cache,
+    /// `[[cache.tables]]`
+    CacheTables,
     /// `[client_tls]`
     ClientTls,
     /// `[server_tls]`
@@ -243,6 +247,18 @@ keys! {
         drain_timeout_secs: Seconds(100), Number(10), "Longest wait for open transactions; past it everything stays as it was.";
         promote_timeout_secs: Seconds(100), Number(30), "Longest wait for each step of PostgreSQL or of a command.";
     }
+    Cache {
+        enabled: Flag, Fallback::Flag(false), "Keep answers of plain reads; needs a build with feature distribcache.";
+        max_bytes: Whole("bytes", 65_536, 1_099_511_627_776), Number(67_108_864), "Most bytes of answers kept in this process.";
+        max_entry_bytes: Whole("bytes", 64, 67_108_864), Number(1_048_576), "Longest answer that is kept.";
+        ttl_secs: Seconds(1), Number(60), "Longest life of an answer; writes that no proxy sees show after this time at the latest.";
+        redis_url: Secret, Absent, "redis://[[user]:password@]host[:port][/number]: data planes share answers and tell each other of writes; while it is away nothing is answered from the cache.";
+        namespace: Text, Fallback::Text("helios"), "What the names in Redis begin with; another one for each PostgreSQL cluster.";
+    }
+    CacheTables {
+        name: Text, Required, "Name of a table, without its schema.";
+        ttl_secs: Seconds(0), Required, "Longest life of answers from this table; 0: they are not kept.";
+    }
     ClientTls {
         mode: TLS_MODES, Fallback::Text("prefer"), "What clients must do: disable, prefer, require, verify-ca or verify-full, as sslmode of libpq.";
         tls_cert_file: Text, Absent, "PEM file of the proxy's certificate and those between it and its authority; by default a self-signed one in memory.";
@@ -282,7 +298,7 @@ keys! {
 }
 
 /// Sections that later versions will have.
-pub(super) const LATER_SECTIONS: &[&str] = &["cache", "mirror"];
+pub(super) const LATER_SECTIONS: &[&str] = &["mirror"];
 
 /// Words that later versions will know.
 pub(super) const LATER_WORDS: &[(Section, &str, &str)] =
@@ -304,6 +320,8 @@ impl Section {
         Self::Discovery,
         Self::Store,
         Self::Switchover,
+        Self::Cache,
+        Self::CacheTables,
         Self::ClientTls,
         Self::ServerTls,
         Self::Users,
@@ -329,6 +347,8 @@ impl Section {
             Self::Discovery => "discovery",
             Self::Store => "store",
             Self::Switchover => "switchover",
+            Self::Cache => "cache",
+            Self::CacheTables => "cache.tables",
             Self::ClientTls => "client_tls",
             Self::ServerTls => "server_tls",
             Self::Users => "users",
@@ -340,7 +360,10 @@ impl Section {
     /// Whether the section may stand in the file more than once, as `[[name]]`.
     #[must_use]
     pub const fn repeats(self) -> bool {
-        matches!(self, Self::Hba | Self::Tokens | Self::Users | Self::Databases | Self::Nodes)
+        matches!(
+            self,
+            Self::Hba | Self::Tokens | Self::CacheTables | Self::Users | Self::Databases | Self::Nodes
+        )
     }
 
     /// Whether a name in this section is a section of its own, as `tokens` in `[management]`.

@@ -20,6 +20,7 @@ use keys::Section;
 use reader::{Env, Reader};
 
 mod access;
+mod cache;
 pub mod keys;
 mod legs;
 mod nearest;
@@ -37,6 +38,7 @@ mod tls;
 mod topology;
 mod users;
 
+pub use cache::CacheSettings;
 pub use legs::{LegTls, TlsMode};
 pub use plane::{
     Access, ControlPlane, Discovery, EtcdSettings, Management, StoreSettings, Token, TokenProof,
@@ -75,6 +77,8 @@ pub struct Config {
     pub store: Option<StoreSettings>,
     /// `[switchover]`
     pub switchover: Switchover,
+    /// `[cache]`
+    pub cache: CacheSettings,
     /// `[client_tls]`
     pub client_tls: LegTls,
     /// `[server_tls]`
@@ -211,6 +215,7 @@ fn assemble(
     let discovery = plane::discovery(&mut reader, root);
     let store = plane::store(&mut reader, root);
     let switchover = switchover::switchover(&mut reader, root);
+    let cache = cache::cache(&mut reader, root, control_plane.is_some());
     let client_tls = legs::client(&mut reader, root);
     let server_tls = legs::server(&mut reader, root);
     let literal_secret = reader.literal_secret;
@@ -229,6 +234,7 @@ fn assemble(
         discovery,
         store,
         switchover,
+        cache,
         client_tls,
         server_tls,
         text: Secret::new(String::new()),

@@ -332,6 +332,10 @@ impl Config {
         let mut refuse = |wrong: bool, text: &str| problems.extend(wrong.then(|| text.to_owned()));
         refuse(control_plane.is_some(), "[control_plane] is for heliosdb-proxy only; take it out");
         refuse(
+            self.cache.enabled,
+            "[cache] is for heliosdb-proxy only; take it out, and into the data planes' files",
+        );
+        refuse(
             store.is_none(),
             "no [store]: a directory is needed, such as \"/var/lib/helios-controlplane\", or etcd",
         );

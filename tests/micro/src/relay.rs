@@ -71,6 +71,7 @@ impl Session {
                 known: &NoFunctions,
                 readable: true,
                 statements: &mut self.statements,
+                watching: Default::default(),
                 edit: &mut self.edit,
             };
             match self.core.client(black_box(sent), &mut judge, &mut self.out) {

@@ -5,6 +5,7 @@
 mod accept;
 mod admin;
 mod budget;
+mod cache;
 mod cancels;
 mod clocks;
 mod control;

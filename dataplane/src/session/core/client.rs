@@ -4,7 +4,7 @@
 use super::{Bound, ClientStep, Core, Ending, RUN_MAX, TEXT_MAX, begins};
 use crate::route::{Class, Pins, TxWord, Verdict};
 use crate::session::names::{Named, Rewriter, named};
-use crate::session::run::{Judge, function_call, no_blocks, no_unnamed};
+use crate::session::run::{Judge, no_blocks, no_unnamed};
 use crate::session::settings::Sent;
 use crate::statements::{self, Deallocate};
 use helios_pgwire::backend::{self, TxStatus};
@@ -242,7 +242,8 @@ impl Core {
             // The function's OID decides.
             b'F' if rest.len() < header.size.min(9) => Some(ClientStep::Wait),
             b'F' => {
-                self.note(tag, &function_call(rest), None, false);
+                let verdict = judge.function(rest);
+                self.note(tag, &verdict, None, false);
                 None
             }
             _ => None,

@@ -131,6 +131,7 @@ impl Core {
             b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'N' => {}
             b'S' => self.reported(body, baseline),
             b'C' => {
+                self.told = true;
                 self.final_reply();
                 if self.settings.follows() {
                     let words = whole.and_then(|_| take_cstr(body)).map(|(words, _)| words);
@@ -154,7 +155,7 @@ impl Core {
                 self.final_reply();
             }
             b'Z' => {
-                self.ended = true;
+                (self.ended, self.told) = (true, true);
                 self.final_reply();
                 self.sets &= status != Some(TxStatus::Idle);
                 if self.settings.follows() {

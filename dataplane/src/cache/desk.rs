@@ -1,0 +1,354 @@
+//! What one session has to do with the cache: the answer that it asks for, the one that it records, and the tables that its
+//! writes may have changed. Never awaits but in [`Desk::fetch`].
+
+use super::answer::{Recorded, Recording, Terms};
+use super::facts::{Effect, Facts};
+use super::reading;
+use super::shape::{Key, Shape, shape};
+use super::stamps::Touched;
+use super::{Cache, Database, Level};
+use crate::pool::Identity;
+use crate::route::{Class, RouteHint, TxWord, Verdict};
+use helios_proto::model::Snapshot;
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Longest wait for the answer to another session's same read.
+const LONGEST: Duration = Duration::from_secs(1);
+/// Slots for what texts do, per worker; a power of two.
+const SLOTS: usize = 512;
+/// A longer text is read each time.
+const LONGEST_TEXT: usize = 2048;
+
+/// One session's.
+#[derive(Default)]
+pub struct Desk {
+    link: Option<Link>,
+    touched: Touched,
+    fill: Option<Fill>,
+}
+
+#[derive(Clone)]
+struct Link {
+    cache: Arc<Cache>,
+    database: Arc<Database>,
+}
+
+/// A read whose answer is wanted.
+struct Fill {
+    link: Link,
+    terms: Terms,
+    stage: Stage,
+    /// Others wait for it.
+    flight: bool,
+}
+
+enum Stage {
+    /// Another session asks the same.
+    Behind(watch::Receiver<()>),
+    /// Redis may have it.
+    Shared,
+    /// PostgreSQL is asked.
+    Recording(Recording),
+}
+
+impl Drop for Fill {
+    fn drop(&mut self) {
+        if self.flight {
+            self.link.cache.land(&self.terms.key);
+        }
+    }
+}
+
+/// What came of looking.
+pub enum Found {
+    /// This is the answer.
+    Answer(Arc<[u8]>),
+    /// [`Desk::fetch`] may have it; if not, the primary is to be asked.
+    Fetch,
+    /// The primary is to be asked, so that the answer can be kept.
+    Primary,
+    /// It is none of the cache's business.
+    Nothing,
+}
+
+/// Whose run it is, and under which settings.
+pub struct Asker<'a> {
+    /// Role, database and startup parameters.
+    pub identity: &'a Identity,
+    /// Settings that the session has made, by name.
+    pub settings: Option<&'a Arc<Vec<(Vec<u8>, Vec<u8>)>>>,
+    /// Of which cluster, and how far it has come.
+    pub snapshot: &'a Snapshot,
+    /// `standard_conforming_strings`
+    pub standard_strings: bool,
+    /// Text, NUL and types of a prepared statement.
+    pub prepared: super::shape::Prepared<'a>,
+}
+
+impl Desk {
+    /// Of a session on this database.
+    #[must_use]
+    pub fn new(cache: Option<&Arc<Cache>>, database: &[u8]) -> Self {
+        let link = |cache: &Arc<Cache>| Link { cache: Arc::clone(cache), database: cache.database(database) };
+        Self { link: cache.map(link), ..Self::default() }
+    }
+
+    /// Whether there is a cache.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Looks a run up.
+    pub fn look_up<'a>(
+        &mut self,
+        run: &'a [u8],
+        verdict: &Verdict,
+        asker: &Asker<'a>,
+        readings: &mut Readings,
+    ) -> Found {
+        self.fill = None;
+        let Some(link) = self.link.clone().filter(|link| is_wanted(verdict) && link.cache.is_up()) else {
+            return Found::Nothing;
+        };
+        let now = Instant::now();
+        let Some(facts) = link.database.facts(now) else { return Found::Nothing };
+        let Some(shape) = shape(run, asker.prepared) else { return Found::Nothing };
+        let effect = readings.effect(shape.sql, asker.standard_strings, &facts, &link.cache);
+        let Some((tables, life)) = &effect.reads else { return Found::Nothing };
+        let key = scoped(asker, &shape);
+        if let Some(entry) = link.cache.get(&link.database, &key, now) {
+            link.cache.count_hit(Level::Process);
+            return Found::Answer(Arc::clone(&entry.bytes));
+        }
+        link.cache.counts.misses.fetch_add(1, Ordering::Relaxed);
+        // A replica may not have what was written before the number that the answer would be kept under.
+        if verdict.hint.node.is_some() || !matches!(verdict.hint.route, None | Some(RouteHint::Primary)) {
+            return Found::Nothing;
+        }
+        let life = verdict.hint.ttl.map_or(*life, |hint| hint.min(*life));
+        let (since, era) =
+            (link.cache.sequence.load(Ordering::SeqCst), link.cache.era.load(Ordering::SeqCst));
+        let terms = Terms { key, tables: Arc::clone(tables), since, era, life };
+        let (stage, flight) = match link.cache.take_off(&key) {
+            Err(flight) => (Stage::Behind(flight), false),
+            Ok(()) if link.cache.is_shared() => (Stage::Shared, true),
+            Ok(()) => (Stage::Recording(Recording::default()), true),
+        };
+        let asked = matches!(stage, Stage::Recording(_));
+        self.fill = Some(Fill { link, terms, stage, flight });
+        if asked { Found::Primary } else { Found::Fetch }
+    }
+
+    /// Waits for who asks the same, or asks Redis. Without an answer the primary is to be asked.
+    pub async fn fetch(&mut self) -> Option<Arc<[u8]>> {
+        let fill = self.fill.as_mut()?;
+        let Link { cache, database } = &fill.link;
+        let found = match &mut fill.stage {
+            Stage::Recording(_) => return None,
+            Stage::Behind(flight) => {
+                // Its end shows as an error: the sender is gone.
+                drop(timeout(LONGEST, flight.changed()).await);
+                let entry = cache.get(database, &fill.terms.key, Instant::now());
+                entry.map(|entry| (Level::Process, Arc::clone(&entry.bytes)))
+            }
+            Stage::Shared => {
+                let stored = match &cache.level2 {
+                    Some(level2) => level2.get(&fill.terms).await,
+                    None => None,
+                };
+                stored.and_then(|(terms, bytes)| {
+                    let good = cache.is_up() && cache.is_good(database, &terms, Instant::now());
+                    good.then(|| {
+                        let answer: Arc<[u8]> = bytes.as_slice().into();
+                        cache.keep(database, terms, bytes, false);
+                        (Level::Shared, answer)
+                    })
+                })
+            }
+        };
+        if let Some((level, answer)) = found {
+            cache.count_hit(level);
+            cache.counts.misses.fetch_sub(1, Ordering::Relaxed);
+            self.fill = None;
+            return Some(answer);
+        }
+        fill.stage = Stage::Recording(Recording::default());
+        None
+    }
+
+    /// The run goes to this kind of node.
+    pub fn bound(&mut self, standby: bool) {
+        if standby {
+            self.fill = None;
+        }
+    }
+
+    /// Whatever was wanted is not any more.
+    pub fn give_up(&mut self) {
+        self.fill = None;
+    }
+
+    /// Bytes that the client gets next.
+    pub fn record(&mut self, bytes: &[u8]) {
+        let Some(fill) = &mut self.fill else { return };
+        let Stage::Recording(recording) = &mut fill.stage else { return };
+        match recording.take(bytes, fill.link.cache.settings.max_entry_bytes) {
+            Recorded::More => {}
+            Recorded::Spoiled => self.fill = None,
+            Recorded::Whole => {
+                let bytes = std::mem::take(recording).into_bytes();
+                fill.link.cache.keep(&fill.link.database, fill.terms.clone(), bytes, true);
+                self.fill = None;
+            }
+        }
+    }
+
+    /// The client is about to be told something that may have been committed.
+    pub fn told(&mut self) {
+        self.touch(true);
+    }
+
+    /// Everything is answered, outside of any transaction, and nothing of it goes on.
+    pub fn rested(&mut self) {
+        self.touched = Touched::Nothing;
+    }
+
+    /// The server connection is lost or given up in the middle: what was written may still be committed.
+    pub fn lost(&mut self) {
+        self.fill = None;
+        self.touch(false);
+        self.touched = Touched::Nothing;
+    }
+
+    fn touch(&self, certain: bool) {
+        if let Some(link) = &self.link
+            && !self.touched.is_nothing()
+        {
+            link.cache.touch(&link.database, &self.touched, certain);
+        }
+    }
+}
+
+impl Cache {
+    fn count_hit(&self, level: Level) {
+        let hits = if level == Level::Process { &self.counts.hits } else { &self.counts.shared_hits };
+        hits.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether a run of this verdict may be answered from the cache at all.
+fn is_wanted(verdict: &Verdict) -> bool {
+    verdict.class == Class::Read
+        && !verdict.may_write
+        && !verdict.sets
+        && verdict.statements == 1
+        && verdict.tx == TxWord::None
+        && verdict.pins.is_empty()
+        && !verdict.hint.cache_skip
+}
+
+/// Everything beside the run that its answer depends on.
+fn scoped(asker: &Asker<'_>, shape: &Shape<'_>) -> Key {
+    let Snapshot { incarnation, timeline, epoch, system, .. } = asker.snapshot;
+    let mut place = Vec::new();
+    place.extend_from_slice(&incarnation.to_be_bytes());
+    place.extend_from_slice(&timeline.to_be_bytes());
+    place.extend_from_slice(&epoch.to_be_bytes());
+    place.extend_from_slice(&system.unwrap_or(0).to_be_bytes());
+    let identity = asker.identity;
+    let pairs = |list: &'_ [(Vec<u8>, Vec<u8>)]| list.len().to_be_bytes();
+    let settings = asker.settings.map(|settings| settings.as_slice()).unwrap_or_default();
+    let (made, given) = (pairs(&identity.params), pairs(settings));
+    let both = identity.params.iter().chain(settings);
+    let texts = both.flat_map(|(name, value)| [name.as_slice(), value.as_slice()]);
+    let fixed = [place.as_slice(), &identity.database, &identity.user, &made, &given];
+    shape.key(fixed.into_iter().chain(texts))
+}
+
+/// What texts do, by text; one for each worker.
+pub struct Readings {
+    hasher: foldhash::fast::RandomState,
+    slots: Vec<Option<Slot>>,
+}
+
+struct Slot {
+    text: Vec<u8>,
+    standard_strings: bool,
+    facts: Arc<Facts>,
+    effect: Arc<Effect>,
+}
+
+impl Default for Readings {
+    fn default() -> Self {
+        Self {
+            hasher: foldhash::fast::RandomState::default(),
+            slots: std::iter::repeat_with(|| None).take(SLOTS).collect(),
+        }
+    }
+}
+
+impl Readings {
+    fn effect(
+        &mut self,
+        sql: &[u8],
+        standard_strings: bool,
+        facts: &Arc<Facts>,
+        cache: &Cache,
+    ) -> Arc<Effect> {
+        let read =
+            || Arc::new(facts.effect(&reading::read(sql, standard_strings), |table| cache.life(table)));
+        if sql.len() > LONGEST_TEXT {
+            return read();
+        }
+        let place = usize::try_from(self.hasher.hash_one(sql)).unwrap_or_default() & SLOTS.saturating_sub(1);
+        let Some(slot) = self.slots.get_mut(place) else { return read() };
+        if let Some(slot) = slot
+            && slot.standard_strings == standard_strings
+            && Arc::ptr_eq(&slot.facts, facts)
+            && slot.text == sql
+        {
+            return Arc::clone(&slot.effect);
+        }
+        let effect = read();
+        let (text, facts) = (sql.to_vec(), Arc::clone(facts));
+        *slot = Some(Slot { text, standard_strings, facts, effect: Arc::clone(&effect) });
+        effect
+    }
+}
+
+/// Hears what texts are judged to be, and notes what they may change.
+#[derive(Default)]
+pub struct Watching<'a>(Option<(&'a mut Desk, &'a mut Readings)>);
+
+impl<'a> Watching<'a> {
+    /// For this session.
+    pub fn new(desk: &'a mut Desk, readings: &'a mut Readings) -> Self {
+        Self(desk.is_open().then_some((desk, readings)))
+    }
+
+    /// A text that may write.
+    pub fn wrote(&mut self, sql: &[u8], standard_strings: bool) {
+        let Some((desk, readings)) = &mut self.0 else { return };
+        let Some(Link { cache, database }) = &desk.link else { return };
+        match database.facts(Instant::now()) {
+            Some(facts) => {
+                let effect = readings.effect(sql, standard_strings, &facts, cache);
+                desk.touched.add(&effect.touches);
+            }
+            None => desk.touched = Touched::All,
+        }
+    }
+
+    /// Something that cannot be read.
+    pub fn wrote_anything(&mut self) {
+        if let Some((desk, _)) = &mut self.0 {
+            desk.touched = Touched::All;
+        }
+    }
+}

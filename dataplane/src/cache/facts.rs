@@ -1,0 +1,357 @@
+//! What is known of a database: its tables, which of them may be cached, what a write to each may change, and its functions.
+//! From rows of the catalog to answers about a [`Reading`]; pure.
+
+use super::reading::Reading;
+use super::stamps::Touched;
+use crate::route::functions::{is_any_keyword, is_builtin_safe};
+use crate::server::ask::Row;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Everything that decides what may be kept, as one text: another one is another catalog. `pg_catalog` alone is searched, so
+/// that no operator of a user's has a say.
+pub const FINGERPRINT: &str = "begin read only; set local search_path = pg_catalog; \
+    select md5(concat_ws('|', \
+    (select string_agg(concat_ws(',', oid, relname, relnamespace, relowner, relacl, relkind, relpersistence, relrowsecurity, \
+        relforcerowsecurity, relfilenode, relnatts, relhastriggers, relhasrules, relchecks), ';' order by oid) \
+        from pg_class where relkind in ('r', 'p', 'v', 'm', 'f') and relnamespace <> 11), \
+    (select string_agg(concat_ws(',', attrelid, attnum, attname, atttypid, attacl), ';' order by attrelid, attnum) \
+        from pg_attribute where attrelid >= 16384 and attnum > 0 and (attacl is not null or attisdropped)), \
+    (select string_agg(concat_ws(',', inhrelid, inhparent), ';' order by inhrelid, inhparent) from pg_inherits), \
+    (select string_agg(concat_ws(',', oid, conrelid, confrelid, confdeltype, confupdtype), ';' order by oid) \
+        from pg_constraint where contype = 'f'), \
+    (select string_agg(concat_ws(',', oid, tgrelid, tgenabled), ';' order by oid) from pg_trigger where not tgisinternal), \
+    (select string_agg(concat_ws(',', oid, polrelid, polcmd, polroles), ';' order by oid) from pg_policy), \
+    (select string_agg(concat_ws(',', oid, nspname, nspacl), ';' order by oid) from pg_namespace where nspname !~ '^pg_t'), \
+    (select string_agg(concat_ws(',', oid, rolname, rolsuper, rolbypassrls, rolinherit, rolcanlogin), ';' order by oid) \
+        from pg_roles), \
+    (select string_agg(concat_ws(',', roleid, member), ';' order by roleid, member) from pg_auth_members), \
+    (select string_agg(concat_ws(',', setdatabase, setrole, setconfig), ';' order by setdatabase, setrole) \
+        from pg_db_role_setting), \
+    (select string_agg(concat_ws(',', oid, proname, provolatile, proowner, proacl, md5(prosrc)), ';' order by oid) \
+        from pg_proc where oid >= 16384))); commit";
+
+/// The catalog itself: `r`, name, oid, may be cached, a write to it may change anything; `e`, from, to: a write to one
+/// changes the other; `p`, name, worst volatility, all are PostgreSQL's own; `o`: operators or casts that run code which
+/// may look at tables.
+pub const CATALOG: &str = "begin read only; set local search_path = pg_catalog; \
+    select 'r', c.relname::text, c.oid::text, \
+        c.relkind in ('r', 'p') and not c.relrowsecurity and not c.relforcerowsecurity and c.relpersistence <> 't', \
+        c.relkind not in ('r', 'p') \
+        or exists (select from pg_trigger t where t.tgrelid = c.oid and not t.tgisinternal) \
+        or exists (select from pg_rewrite w where w.ev_class = c.oid and w.rulename <> '_RETURN') \
+        or exists (select from pg_attrdef a, pg_depend d, pg_proc p where a.adrelid = c.oid \
+            and d.classid = 'pg_attrdef'::regclass and d.objid = a.oid and d.refclassid = 'pg_proc'::regclass \
+            and p.oid = d.refobjid and p.oid >= 16384 and p.provolatile = 'v') \
+        from pg_class c, pg_namespace n where n.oid = c.relnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f') \
+        and n.nspname <> 'pg_catalog' and n.nspname !~ '^pg_t' \
+    union all select 'e', inhparent::text, inhrelid::text, null, null from pg_inherits \
+    union all select 'e', inhrelid::text, inhparent::text, null, null from pg_inherits \
+    union all select 'e', confrelid::text, conrelid::text, null, null from pg_constraint where contype = 'f' \
+        and (confdeltype in ('c', 'n', 'd') or confupdtype in ('c', 'n', 'd')) \
+    union all select 'p', proname::text, max(case provolatile when 'v' then '2' when 's' then '1' else '0' end), \
+        bool_and(oid < 16384), null from pg_proc where prokind <> 'p' group by proname \
+    union all select 'o', null, null, null, null from pg_proc p, pg_language l where l.oid = p.prolang \
+        and p.oid >= 16384 and l.lanname not in ('internal', 'c') and p.provolatile <> 'i' and (exists (select from pg_operator o \
+        where o.oprcode = p.oid) or exists (select from pg_cast k where k.castfunc = p.oid)); \
+    commit";
+
+/// Stable functions of PostgreSQL's own whose values hang on nothing but their arguments and the session's settings.
+const STEADY: &[&[u8]] = &[
+    b"array_agg",
+    b"array_to_json",
+    b"array_to_string",
+    b"concat",
+    b"concat_ws",
+    b"date_part",
+    b"date_trunc",
+    b"extract",
+    b"format",
+    b"generate_series",
+    b"json_agg",
+    b"json_build_array",
+    b"json_build_object",
+    b"json_object_agg",
+    b"jsonb_agg",
+    b"jsonb_build_array",
+    b"jsonb_build_object",
+    b"jsonb_object_agg",
+    b"quote_literal",
+    b"quote_nullable",
+    b"row_to_json",
+    b"timezone",
+    b"to_char",
+    b"to_date",
+    b"to_json",
+    b"to_jsonb",
+    b"to_number",
+    b"to_timestamp",
+];
+
+/// Functions of PostgreSQL's own that change something, but no table that may be cached.
+const HARMLESS: &[&[u8]] = &[
+    b"nextval",
+    b"currval",
+    b"lastval",
+    b"setval",
+    b"clock_timestamp",
+    b"timeofday",
+    b"set_config",
+    b"setseed",
+    b"txid_current",
+    b"pg_current_xact_id",
+    b"pg_notify",
+    b"pg_sleep",
+    b"pg_advisory_lock",
+    b"pg_advisory_unlock",
+    b"pg_advisory_xact_lock",
+    b"pg_try_advisory_lock",
+    b"pg_try_advisory_xact_lock",
+    b"pg_backend_pid",
+];
+
+/// What a text may change, and on what its answer depends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effect {
+    /// Tables that it may change if it is a write.
+    pub touches: Touched,
+    /// Tables that its answer depends on, if that may be kept, and for how long at most.
+    pub reads: Option<(Arc<[u32]>, Duration)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Table {
+    oid: u32,
+    plain: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Function {
+    /// 0: immutable, 1: stable, 2: volatile.
+    worst: u8,
+    builtin: bool,
+}
+
+/// One look at the catalog.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// The fingerprint that it was taken under.
+    pub fingerprint: Vec<u8>,
+    tables: HashMap<Box<[u8]>, Vec<Table>>,
+    /// What a write to a table may change.
+    spread: HashMap<u32, Touched>,
+    functions: HashMap<Box<[u8]>, Function>,
+    /// Operators or casts may look at tables: nothing is kept.
+    opaque: bool,
+}
+
+impl Facts {
+    /// From the rows of [`CATALOG`]; `None` if they are not what was asked for.
+    #[must_use]
+    pub fn read(fingerprint: Vec<u8>, rows: Vec<Row>) -> Option<Self> {
+        let mut facts = Self { fingerprint, ..Self::default() };
+        let (mut wild, mut edges) = (HashSet::new(), HashMap::<u32, Vec<u32>>::new());
+        for row in rows {
+            let [kind, first, second, third, fourth]: [_; 5] = row.try_into().ok()?;
+            let yes = |flag: &Option<Vec<u8>>| flag.as_deref() == Some(b"t");
+            match kind?.as_slice() {
+                b"r" => {
+                    let table = Table { oid: number(second.as_deref())?, plain: yes(&third) };
+                    if yes(&fourth) {
+                        wild.insert(table.oid);
+                    }
+                    facts.tables.entry(first?.into()).or_default().push(table);
+                }
+                b"e" => edges.entry(number(first.as_deref())?).or_default().push(number(second.as_deref())?),
+                b"p" => {
+                    let worst = u8::try_from(number(second.as_deref())?).ok()?;
+                    facts.functions.insert(first?.into(), Function { worst, builtin: yes(&third) });
+                }
+                b"o" => facts.opaque = true,
+                _ => return None,
+            }
+        }
+        let oids = facts.tables.values().flatten().map(|table| table.oid);
+        facts.spread = oids.map(|oid| (oid, spread(oid, &wild, &edges))).collect();
+        Some(facts)
+    }
+
+    /// What a text does; `ttl` is the longest life of an answer from tables of these names.
+    pub fn effect(&self, reading: &Reading, ttl: impl Fn(&[u8]) -> Duration) -> Effect {
+        Effect { touches: self.touches(reading), reads: self.reads(reading, ttl) }
+    }
+
+    fn touches(&self, reading: &Reading) -> Touched {
+        if reading.doubt || !reading.plain || !reading.calls.iter().all(|call| self.leaves_tables(call)) {
+            return Touched::All;
+        }
+        let mut touched = Touched::Nothing;
+        let named = reading.names.iter().filter_map(|name| self.tables.get(name)).flatten();
+        for table in named {
+            touched.add(self.spread.get(&table.oid).unwrap_or(&Touched::All));
+        }
+        touched
+    }
+
+    /// Whether a call changes no table that is not named: a harmless function, or a table with a list of columns.
+    fn leaves_tables(&self, call: &[u8]) -> bool {
+        match self.functions.get(call) {
+            Some(Function { builtin: true, .. }) => {
+                is_builtin_safe(call) || HARMLESS.contains(&call) || is_any_keyword(call)
+            }
+            Some(Function { worst, .. }) => *worst < 2,
+            None => self.tables.contains_key(call) || is_any_keyword(call),
+        }
+    }
+
+    fn reads(&self, reading: &Reading, ttl: impl Fn(&[u8]) -> Duration) -> Option<(Arc<[u32]>, Duration)> {
+        let wrong = reading.doubt || reading.fickle || !reading.plain || self.opaque;
+        if wrong || !reading.calls.iter().all(|call| self.is_steady(call)) {
+            return None;
+        }
+        let (mut tables, mut life) = (Vec::new(), Duration::MAX);
+        for name in &reading.names {
+            let Some(named) = self.tables.get(name) else { continue };
+            if named.iter().any(|table| !table.plain) {
+                return None;
+            }
+            tables.extend(named.iter().map(|table| table.oid));
+            life = life.min(ttl(name));
+        }
+        (!tables.is_empty() && !life.is_zero()).then(|| (tables.into(), life))
+    }
+
+    fn is_steady(&self, call: &[u8]) -> bool {
+        match self.functions.get(call) {
+            Some(f) if f.worst == 0 => true,
+            Some(f) => f.builtin && (is_any_keyword(call) || f.worst == 1 && STEADY.contains(&call)),
+            None => is_any_keyword(call),
+        }
+    }
+}
+
+fn number(text: Option<&[u8]>) -> Option<u32> {
+    std::str::from_utf8(text?).ok()?.parse().ok()
+}
+
+/// Everything that a write to this table may change.
+fn spread(from: u32, wild: &HashSet<u32>, edges: &HashMap<u32, Vec<u32>>) -> Touched {
+    let (mut seen, mut next) = (vec![from], vec![from]);
+    while let Some(table) = next.pop() {
+        if wild.contains(&table) {
+            return Touched::All;
+        }
+        for to in edges.get(&table).into_iter().flatten() {
+            if !seen.contains(to) {
+                seen.push(*to);
+                next.push(*to);
+            }
+        }
+    }
+    seen.sort_unstable();
+    Touched::Tables(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reading::read;
+    use super::*;
+
+    const LIFE: Duration = Duration::from_secs(60);
+
+    fn row(columns: [&str; 5]) -> Row {
+        columns.iter().map(|c| (*c != "-").then(|| c.as_bytes().to_vec())).collect()
+    }
+
+    fn facts() -> Facts {
+        let rows = [
+            ["r", "a", "1", "t", "f"],
+            ["r", "b", "2", "t", "f"],
+            ["r", "child", "3", "t", "f"],
+            ["r", "v", "4", "f", "t"],
+            ["r", "trig", "5", "t", "t"],
+            ["r", "secret", "6", "f", "f"],
+            ["r", "a", "7", "t", "f"],
+            ["r", "to_trig", "8", "t", "f"],
+            ["e", "2", "3", "-", "-"],
+            ["e", "8", "5", "-", "-"],
+            ["p", "lower", "0", "t", "-"],
+            ["p", "now", "1", "t", "-"],
+            ["p", "to_char", "1", "t", "-"],
+            ["p", "nextval", "2", "t", "-"],
+            ["p", "lo_import", "2", "t", "-"],
+            ["p", "mine", "0", "f", "-"],
+            ["p", "yours", "1", "f", "-"],
+            ["p", "does", "2", "f", "-"],
+            ["p", "data", "2", "f", "-"],
+            ["p", "date_part", "1", "t", "-"],
+        ];
+        Facts::read(Vec::new(), rows.map(row).to_vec()).unwrap()
+    }
+
+    fn effect(sql: &str) -> Effect {
+        let ttl = |name: &[u8]| if name == b"b" { Duration::ZERO } else { LIFE };
+        facts().effect(&read(sql.as_bytes(), true), ttl)
+    }
+
+    #[test]
+    fn what_answers_depend_on() {
+        for (sql, tables) in [
+            ("select * from a", Some(&[1, 7][..])),
+            ("select lower(x), mine(y) from child", Some(&[3])),
+            ("select to_char(x, 'y') from child", Some(&[3])),
+            ("select x from trig", Some(&[5])),
+            ("select x from child where x in (1, 2) and coalesce(x, 1) = 1", Some(&[3])),
+            ("select date_part('year', x) from child", Some(&[3])),
+            ("select data(x) from child", None),
+            ("select 1", None),
+            ("select * from b", None),
+            ("select * from v", None),
+            ("select * from child, secret", None),
+            ("select now() from child", None),
+            ("select yours(x) from child", None),
+            ("select unheard_of(x) from child", None),
+            ("select current_date from child", None),
+            ("truncate child", None),
+        ] {
+            assert_eq!(
+                effect(sql).reads.map(|(tables, _)| tables.to_vec()),
+                tables.map(<[u32]>::to_vec),
+                "{sql}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_writes_change() {
+        let tables = |list: &[u32]| Touched::Tables(list.to_vec());
+        for (sql, touched) in [
+            ("update child set x = 1", tables(&[3])),
+            ("insert into b (x) values (lower('y'))", tables(&[2, 3])),
+            ("delete from a", tables(&[1, 7])),
+            ("insert into nowhere values (nextval('s'))", Touched::Nothing),
+            ("delete from trig", Touched::All),
+            ("delete from to_trig", Touched::All),
+            ("delete from v", Touched::All),
+            ("select does()", Touched::All),
+            ("select data()", Touched::All),
+            ("select mine(1), yours(2)", Touched::Nothing),
+            ("select unheard_of()", Touched::All),
+            ("select lo_import('x')", Touched::All),
+            ("alter table a add y int", Touched::All),
+            ("begin", Touched::Nothing),
+        ] {
+            assert_eq!(effect(sql).touches, touched, "{sql}");
+        }
+    }
+
+    #[test]
+    fn strange_rows_and_operators_that_run_code() {
+        assert!(Facts::read(Vec::new(), vec![row(["x", "-", "-", "-", "-"])]).is_none());
+        assert!(Facts::read(Vec::new(), vec![row(["r", "a", "much", "t", "f"])]).is_none());
+        let rows = [["r", "a", "1", "t", "f"], ["o", "-", "-", "-", "-"]].map(row).to_vec();
+        let facts = Facts::read(Vec::new(), rows).unwrap();
+        assert_eq!(facts.effect(&read(b"select * from a", true), |_| LIFE).reads, None);
+    }
+}

@@ -1,0 +1,78 @@
+//! Looks at the catalog of every database in use, on its primary: every few seconds at its fingerprint, and where that has
+//! changed at all of it. Another catalog may mean other rows for the same text: everything is thrown away. One task.
+
+use super::facts::{CATALOG, FINGERPRINT, Facts};
+use super::{Cache, Database, Seen};
+use crate::pool::{Identities, Identity, Pools, catalog};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// How often it looks at what is in doubt.
+const TICK: Duration = Duration::from_secs(1);
+/// How often it looks at what is not.
+const REFRESH: Duration = Duration::from_secs(5);
+/// Longest look at one database.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Runs until stopped.
+pub(super) async fn run(cache: Arc<Cache>, pools: (Arc<Pools>, Arc<Identities>), stop: CancellationToken) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (pools, identities) = pools;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let mut looked: Vec<Vec<u8>> = Vec::new();
+        for identity in identities.live() {
+            let database = cache.database(&identity.database);
+            if looked.contains(&database.name) || !is_due(&database) {
+                continue;
+            }
+            looked.push(database.name.clone());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                found = timeout(LONGEST, look(&cache, &database, &pools, &identity)) => {
+                    if !matches!(found, Ok(Some(()))) {
+                        tracing::debug!("the catalog of a database could not be looked at: nothing of it is kept");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn is_due(database: &Database) -> bool {
+    let seen = database.facts.load();
+    seen.as_ref().is_none_or(|seen| {
+        seen.at.elapsed() >= REFRESH || seen.doubts != database.doubts.load(Ordering::SeqCst)
+    })
+}
+
+async fn look(cache: &Cache, database: &Database, pools: &Pools, identity: &Arc<Identity>) -> Option<()> {
+    // Asked first: what is changed from here on is in doubt again.
+    let (doubts, at) = (database.doubts.load(Ordering::SeqCst), Instant::now());
+    let rows = catalog::rows(pools, identity, FINGERPRINT, true).await?;
+    let fingerprint = rows.into_iter().next()?.into_iter().next()??;
+    let known = database.facts.load_full().filter(|seen| seen.facts.fingerprint == fingerprint);
+    let facts = match known {
+        Some(seen) => Arc::clone(&seen.facts),
+        None => {
+            let rows = catalog::rows(pools, identity, CATALOG, true).await?;
+            let facts = Arc::new(Facts::read(fingerprint, rows)?);
+            // It may have been another one for as long as it was not looked at.
+            if database.facts.load().is_some() {
+                cache.flush();
+            }
+            facts
+        }
+    };
+    database.facts.store(Some(Arc::new(Seen { facts, at, doubts })));
+    Some(())
+}
