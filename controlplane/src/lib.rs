@@ -35,7 +35,6 @@ mod http;
 pub mod keeper;
 mod lag;
 mod member;
-pub mod names;
 pub mod peers;
 mod primary;
 mod publish;

@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
+use helios_tls::names;
 use helios_tls::postgres::ToServers;
 use rustls::ClientConfig;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::{Client, Config, Error, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::AbortOnDropHandle;
-
-use crate::names;
 
 /// A client, and the task that is its connection.
 pub(crate) type Connected = (Client, AbortOnDropHandle<()>);

@@ -18,7 +18,7 @@ mod reading;
 mod shape;
 mod stamps;
 
-pub use desk::{Asker, Desk, Found, Readings, Watching};
+pub use desk::{Asker, Desk, Found, Readings, Watch};
 pub use metrics::families;
 
 use answer::Terms;

@@ -3,6 +3,8 @@
 
 use crate::pool::Identity;
 use crate::route::Verdict;
+use crate::server::settings::Texts;
+use crate::session::run::Watching;
 use crate::worker::Shared;
 use helios_proto::config::Config;
 use helios_proto::model::Snapshot;
@@ -37,7 +39,7 @@ pub struct Asker<'a> {
     /// Role, database and startup parameters.
     pub identity: &'a Identity,
     /// Settings that the session has made, by name.
-    pub settings: Option<&'a Arc<Vec<(Vec<u8>, Vec<u8>)>>>,
+    pub settings: Option<&'a Arc<Texts>>,
     /// Of which cluster, and how far it has come.
     pub snapshot: &'a Snapshot,
     /// `standard_conforming_strings`
@@ -47,12 +49,18 @@ pub struct Asker<'a> {
 }
 
 /// Remembers nothing.
-#[derive(Default)]
 pub struct Readings;
 
+impl Readings {
+    /// Remembers nothing.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self
+    }
+}
+
 /// Hears nothing.
-#[derive(Default)]
-pub struct Watching<'a>(PhantomData<&'a mut Desk>);
+pub struct Watch<'a>(PhantomData<&'a mut Desk>);
 
 impl Cache {
     /// There is none.
@@ -117,15 +125,15 @@ impl Desk {
     pub fn lost(&mut self) {}
 }
 
-impl<'a> Watching<'a> {
+impl<'a> Watch<'a> {
     /// For nobody.
     pub fn new(_: &'a mut Desk, _: &'a mut Readings) -> Self {
         Self(PhantomData)
     }
+}
 
-    /// Nothing is noted.
-    pub fn wrote(&mut self, _: &[u8], _: bool) {}
+impl Watching for Watch<'_> {
+    fn wrote(&mut self, _: &[u8], _: bool) {}
 
-    /// Nothing is noted.
-    pub fn wrote_anything(&mut self) {}
+    fn wrote_anything(&mut self) {}
 }

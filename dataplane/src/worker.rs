@@ -87,7 +87,7 @@ impl Worker {
     pub fn new(id: usize, shared: Arc<Shared>, counters: Arc<Counters>) -> Arc<Self> {
         let tools = Tools {
             verdicts: VerdictCache::new(),
-            readings: Readings::default(),
+            readings: Readings::empty(),
             picker: Picker::new(),
             statements: Interner::new(Arc::clone(&shared.statements)),
             edit: Vec::new(),

@@ -13,6 +13,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
         "app",
         &[
             "auth",
+            "cache",
             "control",
             "http",
             "lanes",
@@ -27,10 +28,12 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
         ],
     ),
     ("auth", &["pool", "registry", "server", "stream"]),
+    ("cache", &["metrics", "pool", "route", "server", "session", "worker"]),
+    ("cache_off", &["pool", "route", "server", "session", "worker"]),
     ("cli", &["logging"]),
     ("control", &["listener", "metrics", "pool", "registry", "worker"]),
     ("descriptors", &[]),
-    ("http", &["control", "descriptors", "listener", "metrics", "pool", "route", "worker"]),
+    ("http", &["cache", "control", "descriptors", "listener", "metrics", "pool", "route", "worker"]),
     ("lanes", &["limits", "session", "spread"]),
     ("legs", &["stream"]),
     ("lib", &[]),
@@ -47,6 +50,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
         "session",
         &[
             "auth",
+            "cache",
             "descriptors",
             "lanes",
             "legs",
@@ -65,12 +69,20 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
     ("standalone", &["control", "pool", "route", "worker"]),
     ("statements", &[]),
     ("stream", &[]),
-    ("worker", &["auth", "lanes", "legs", "limits", "metrics", "pool", "registry", "route", "statements"]),
+    (
+        "worker",
+        &["auth", "cache", "lanes", "legs", "limits", "metrics", "pool", "registry", "route", "statements"],
+    ),
 ];
 
 /// What has no sockets, no clock of a runtime and no tasks.
 const SANS_IO: &[&str] = &[
     "dataplane/pgwire/src",
+    "dataplane/src/cache/answer.rs",
+    "dataplane/src/cache/facts.rs",
+    "dataplane/src/cache/reading.rs",
+    "dataplane/src/cache/shape.rs",
+    "dataplane/src/cache/stamps.rs",
     "dataplane/src/route",
     "dataplane/src/route.rs",
     "dataplane/src/server/ledger.rs",

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use helios_proto::model::{Node, ProbeCredential};
 use helios_tls::dial::in_words;
+use helios_tls::names;
 use helios_tls::postgres::ToServers;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -20,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::{Facts, Failure, FailureKind, Reply};
-use crate::{names, servers};
+use crate::servers;
 
 /// Length 8, code 80877103.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];

@@ -9,6 +9,8 @@ use super::stamps::Touched;
 use super::{Cache, Database, Level};
 use crate::pool::Identity;
 use crate::route::{Class, RouteHint, TxWord, Verdict};
+use crate::server::settings::Texts;
+use crate::session::run::Watching;
 use helios_proto::model::Snapshot;
 use std::hash::BuildHasher as _;
 use std::sync::Arc;
@@ -81,7 +83,7 @@ pub struct Asker<'a> {
     /// Role, database and startup parameters.
     pub identity: &'a Identity,
     /// Settings that the session has made, by name.
-    pub settings: Option<&'a Arc<Vec<(Vec<u8>, Vec<u8>)>>>,
+    pub settings: Option<&'a Arc<Texts>>,
     /// Of which cluster, and how far it has come.
     pub snapshot: &'a Snapshot,
     /// `standard_conforming_strings`
@@ -284,16 +286,16 @@ struct Slot {
     effect: Arc<Effect>,
 }
 
-impl Default for Readings {
-    fn default() -> Self {
+impl Readings {
+    /// Of a worker that has seen no text yet.
+    #[must_use]
+    pub fn empty() -> Self {
         Self {
             hasher: foldhash::fast::RandomState::default(),
             slots: std::iter::repeat_with(|| None).take(SLOTS).collect(),
         }
     }
-}
 
-impl Readings {
     fn effect(
         &mut self,
         sql: &[u8],
@@ -322,18 +324,18 @@ impl Readings {
     }
 }
 
-/// Hears what texts are judged to be, and notes what they may change.
-#[derive(Default)]
-pub struct Watching<'a>(Option<(&'a mut Desk, &'a mut Readings)>);
+/// Hears of writes for a session, and notes what they may change.
+pub struct Watch<'a>(Option<(&'a mut Desk, &'a mut Readings)>);
 
-impl<'a> Watching<'a> {
+impl<'a> Watch<'a> {
     /// For this session.
     pub fn new(desk: &'a mut Desk, readings: &'a mut Readings) -> Self {
         Self(desk.is_open().then_some((desk, readings)))
     }
+}
 
-    /// A text that may write.
-    pub fn wrote(&mut self, sql: &[u8], standard_strings: bool) {
+impl Watching for Watch<'_> {
+    fn wrote(&mut self, sql: &[u8], standard_strings: bool) {
         let Some((desk, readings)) = &mut self.0 else { return };
         let Some(Link { cache, database }) = &desk.link else { return };
         match database.facts(Instant::now()) {
@@ -345,8 +347,7 @@ impl<'a> Watching<'a> {
         }
     }
 
-    /// Something that cannot be read.
-    pub fn wrote_anything(&mut self) {
+    fn wrote_anything(&mut self) {
         if let Some((desk, _)) = &mut self.0 {
             desk.touched = Touched::All;
         }

@@ -9,7 +9,7 @@ use crate::server::dial::{self, Who};
 use crate::server::{ServerConn, ServerIdent};
 use crate::statements::Prepared;
 use crate::stream::Stream;
-use helios_controlplane::names;
+use helios_tls::names;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;

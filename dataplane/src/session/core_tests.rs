@@ -79,7 +79,7 @@ impl Play {
                 known: &NoFunctions,
                 readable: true,
                 statements: &mut self.statements,
-                watching: Default::default(),
+                watching: &mut (),
                 edit: &mut self.edit,
             };
             match self.core.client(&self.inbox, &mut judge, &mut self.replied) {
@@ -316,7 +316,7 @@ fn a_text_that_cannot_be_read_goes_to_the_primary_and_pins() {
         known: &NoFunctions,
         readable: false,
         statements: &mut Interner::new(Scope::new([0; 16])),
-        watching: Default::default(),
+        watching: &mut (),
         edit: &mut Vec::new(),
     };
     let mut core = Core::new(PoolMode::Transaction);

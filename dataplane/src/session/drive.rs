@@ -6,7 +6,7 @@ use super::core::{ClientStep, Core, Cut, Ending, ServerOutcome, ServerStep};
 use super::leg::{KEEP, Leg};
 use super::run::Judge;
 use super::tied::Tied;
-use crate::cache::{Asker, Desk, Found, Watching};
+use crate::cache::{Desk, Watch};
 use crate::pool::view::SessionSettings;
 use crate::pool::{Identity, View, Waiter};
 use crate::registry::SessionHandle;
@@ -280,7 +280,7 @@ impl Session {
     }
 
     /// Counts what was just judged; a statement that had no choice of node is reported here.
-    fn note_counts(&mut self) {
+    pub(super) fn note_counts(&mut self) {
         let counts = self.core.take_counts();
         self.worker.counters.reads.fetch_add(u64::from(counts.reads), Ordering::Relaxed);
         self.worker.counters.writes.fetch_add(u64::from(counts.writes), Ordering::Relaxed);
@@ -422,13 +422,14 @@ impl Session {
         loop {
             let rest = bytes.get(at..).unwrap_or_default();
             let mut reply = Vec::new();
+            let mut watch = Watch::new(&mut self.desk, &mut tools.readings);
             let mut judge = Judge {
                 cache: &mut tools.verdicts,
                 standard_strings: self.greeting.standard_strings,
                 known: self.identity.functions.as_ref(),
                 readable: self.greeting.readable && !self.core.reads_differently(),
                 statements: &mut tools.statements,
-                watching: Watching::new(&mut self.desk, &mut tools.readings),
+                watching: &mut watch,
                 edit: &mut tools.edit,
             };
             match self.core.client(rest, &mut judge, &mut reply) {
@@ -442,24 +443,13 @@ impl Session {
                     if !reply.is_empty() {
                         self.rested = Instant::now();
                     }
-                    let sent = self.to_client.send(&mut self.client, cx, &reply);
-                    sent.map_err(|_| (at, Step::ClientGone))?;
+                    self.to_client.send(&mut self.client, cx, &reply).map_err(|_| (at, Step::ClientGone))?;
                     if n == 0 && reply.is_empty() {
                         return Ok(at);
                     }
                 }
                 ClientStep::Acquire => {
-                    match self.ask_cache(rest, tools) {
-                        Found::Answer(answer) => {
-                            let sent = self.to_client.send(&mut self.client, cx, &answer);
-                            self.answered();
-                            sent.map_err(|_| (at, Step::ClientGone))?;
-                            continue;
-                        }
-                        Found::Fetch => return Err((at, Step::Acquire)),
-                        Found::Primary | Found::Nothing => {}
-                    }
-                    if !self.take_server(tools).map_err(|step| (at, step))? {
+                    if !self.find_answer(cx, rest, tools).map_err(|step| (at, step))? {
                         return Ok(at);
                     }
                 }
@@ -486,36 +476,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    /// Whether the run that needs a server has an answer already.
-    fn ask_cache(&mut self, bytes: &[u8], tools: &mut Tools) -> Found {
-        if !self.desk.is_open() || !self.core.may_be_answered() || self.alone {
-            return Found::Nothing;
-        }
-        let view = tools.view();
-        let run = self.core.run();
-        let asker = Asker {
-            identity: &self.identity,
-            settings: self.core.settings().in_force(),
-            snapshot: &view.snapshot,
-            standard_strings: self.greeting.standard_strings,
-            prepared: &|name| self.core.tail_of(name),
-        };
-        let whole = bytes.get(..run.len()).unwrap_or_default();
-        let found = self.desk.look_up(whole, run.verdict(), &asker, &mut tools.readings);
-        if matches!(found, Found::Fetch | Found::Primary) {
-            self.core.ask_for_primary();
-        }
-        found
-    }
-
-    /// The session's run has been answered without a server.
-    pub(super) fn answered(&mut self) {
-        self.core.answered();
-        self.note_counts();
-        self.rested = Instant::now();
-        self.look = true;
     }
 
     /// Bytes of the client, and what the server gets for them.

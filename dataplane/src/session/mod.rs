@@ -3,6 +3,7 @@
 //! path. Owner: a worker. Never touches another session.
 
 pub mod acquire;
+pub mod cached;
 pub mod checkout;
 pub mod core;
 #[cfg(test)]

@@ -5,7 +5,6 @@
 use super::core::begins;
 use super::names::{Named, Names, named};
 use super::settings::{self, Sent};
-use crate::cache::Watching;
 use crate::route::{Class, KnownFunctions, Pins, Verdict, VerdictCache};
 use crate::statements::Interner;
 use helios_pgwire::PgError;
@@ -26,9 +25,25 @@ pub struct Judge<'a> {
     /// Statements that the worker's clients have prepared.
     pub statements: &'a mut Interner,
     /// Hears of writes.
-    pub watching: Watching<'a>,
+    pub watching: &'a mut dyn Watching,
     /// Bytes for the server in place of the client's own, for [`ClientStep::Rewritten`](super::core::ClientStep).
     pub edit: &'a mut Vec<u8>,
+}
+
+/// Hears of what may write, as it is judged; most of it is sent then.
+pub trait Watching {
+    /// This text may write, under the session's `standard_conforming_strings`.
+    fn wrote(&mut self, sql: &[u8], standard_strings: bool);
+
+    /// Something that cannot be read may write anything.
+    fn wrote_anything(&mut self);
+}
+
+/// Nobody hears.
+impl Watching for () {
+    fn wrote(&mut self, _: &[u8], _: bool) {}
+
+    fn wrote_anything(&mut self) {}
 }
 
 /// Messages at the front of the client's bytes that go to one server together.

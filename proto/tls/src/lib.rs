@@ -7,6 +7,7 @@ pub mod dial;
 pub mod files;
 pub mod incoming;
 pub mod live;
+pub mod names;
 pub mod postgres;
 #[cfg(test)]
 mod tests;

@@ -71,7 +71,7 @@ impl Session {
                 known: &NoFunctions,
                 readable: true,
                 statements: &mut self.statements,
-                watching: Default::default(),
+                watching: &mut (),
                 edit: &mut self.edit,
             };
             match self.core.client(black_box(sent), &mut judge, &mut self.out) {

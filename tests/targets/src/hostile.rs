@@ -34,7 +34,7 @@ impl Play {
                 known: &NoFunctions,
                 readable: true,
                 statements: &mut self.statements,
-                watching: Default::default(),
+                watching: &mut (),
                 edit: &mut self.edit,
             };
             let before = out.len();

@@ -102,7 +102,7 @@ impl Client {
                 known: &NoFunctions,
                 readable: true,
                 statements: &mut world.statements,
-                watching: Default::default(),
+                watching: &mut (),
                 edit: &mut world.edit,
             };
             let before = self.got.len();
