@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 CARGO := cargo
 PROXY := -p heliosdb-proxy
 
-.PHONY: setup demo test check lint features instructions micro bench bench-failover bench-fleet soak fuzz clean
+.PHONY: setup demo test check lint features instructions reference micro bench bench-failover bench-fleet soak fuzz clean
 
 # Installs what is missing (PostgreSQL 15 and 18, PgBouncer, etcd, Patroni, protoc, drivers with their languages).
 setup:
@@ -32,6 +32,10 @@ features:
 	$(CARGO) clippy --profile fast --locked $(PROXY) --no-default-features --all-targets -- -D warnings
 	$(CARGO) clippy --profile fast --locked $(PROXY) --no-default-features --features pool-modes --all-targets -- -D warnings
 	$(CARGO) clippy --profile fast --locked $(PROXY) --features pool-modes,distribcache --all-targets -- -D warnings
+
+# Writes docs/reference/ anew, from the tables and command lines that the programs use; tests fail where it is out of date.
+reference:
+	HELIOS_RENEW_REFERENCE=1 $(CARGO) test --profile fast --locked -p helios-proto --test reference
 
 # The proxy against PgBouncer, HAProxy and PostgreSQL itself; BENCH takes options of tests/bench/run.py, such as
 # BENCH="--rounds 5 --workloads all --syscalls --svg ratios.svg".
