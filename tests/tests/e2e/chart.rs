@@ -36,7 +36,7 @@ fn helm(arguments: &[&str]) -> Option<Output> {
 
 /// What helm renders with these values, and the same as documents.
 fn render(values: &[&str]) -> Option<(PathBuf, Vec<Value>)> {
-    let output = helm(&[&["template", "--name-template=heliosproxy"], values].concat())?;
+    let output = helm(&[&["template", "--name-template=heliosproxy"][..], values].concat())?;
     assert!(output.status.success(), "{values:?}: {output:?}");
     let file =
         std::env::temp_dir().join(format!("helios-chart-{}-{}.yaml", std::process::id(), values.len()));
@@ -65,7 +65,7 @@ pub(crate) fn takes(at: &str, values: &str) {
 #[test]
 fn lint_finds_nothing_and_what_is_rendered_is_valid_and_loads() {
     for values in [&[][..], FLEET] {
-        let Some(lint) = helm(&[&["lint", "--strict"], values].concat()) else { return };
+        let Some(lint) = helm(&[&["lint", "--strict"][..], values].concat()) else { return };
         assert!(lint.status.success(), "{lint:?}");
         let Some((file, documents)) = render(values) else { return };
         // Of a ServiceMonitor the validator has no schema.
@@ -82,11 +82,11 @@ fn lint_finds_nothing_and_what_is_rendered_is_valid_and_loads() {
 fn values_that_cannot_be_are_refused_with_a_reason() {
     for (values, why) in [
         (&["--set=replcas=3"][..], "additional properties 'replcas' not allowed"),
-        (&["--set=shutdown.graceSeconds=-1"], "graceSeconds"),
-        (&["--set=controlPlane.enabled=true"], "needs controlPlane.etcd.endpoints"),
+        (&["--set=shutdown.graceSeconds=-1"][..], "graceSeconds"),
+        (&["--set=controlPlane.enabled=true"][..], "needs controlPlane.etcd.endpoints"),
         (&FLEET[1..], "needs existingSecret"),
     ] {
-        let Some(output) = helm(&[&["template"], values].concat()) else { return };
+        let Some(output) = helm(&[&["template"][..], values].concat()) else { return };
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(why), "{values:?}: {said}");
     }

@@ -57,7 +57,8 @@ fn everything_has_one_version() {
     for name in PROGRAMS {
         assert_eq!(prints(name, &["--version"]), format!("{name} {version}\n"));
     }
-    let chart = &deploy::documents(&deploy::path("helm/heliosproxy/Chart.yaml"))[0];
+    let charts = deploy::documents(&deploy::path("helm/heliosproxy/Chart.yaml"));
+    let chart = &charts[0];
     assert_eq!((&chart["version"], &chart["appVersion"]), (&version.into(), &version.into()));
 }
 
