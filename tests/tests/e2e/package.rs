@@ -169,7 +169,8 @@ fn the_debian_package_is_built_and_has_everything_in_its_place() {
     let package = std::fs::read_dir(&out.0).unwrap().map(|e| e.unwrap().path());
     let package = package.into_iter().find(|path| path.extension().is_some_and(|e| e == "deb")).unwrap();
     let version = run(Command::new("dpkg-deb").arg("--field").arg(&package).arg("Version"));
-    assert_eq!(String::from_utf8(version.stdout).unwrap().trim(), env!("CARGO_PKG_VERSION"));
+    let expected = concat!(env!("CARGO_PKG_VERSION"), "-1");
+    assert_eq!(String::from_utf8(version.stdout).unwrap().trim(), expected);
     let files = contents(&package);
     let has = |path: &str, mode: &str| {
         let found = files.iter().find(|(at, _)| at == path).unwrap_or_else(|| panic!("no {path}: {files:?}"));
@@ -182,6 +183,7 @@ fn the_debian_package_is_built_and_has_everything_in_its_place() {
         has(&format!("/usr/share/zsh/vendor-completions/_{name}"), "-rw-r--r--");
         has(&format!("/usr/share/fish/vendor_completions.d/{name}.fish"), "-rw-r--r--");
     }
+    has("/usr/share/doc/heliosproxy/changelog.gz", "-rw-r--r--");
     has("/usr/share/man/man1/heliosctl-node-drain.1.gz", "-rw-r--r--");
     has("/etc/heliosproxy/config.toml", "-rw-r--r--");
     has("/usr/lib/sysusers.d/heliosproxy.conf", "-rw-r--r--");
