@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use helios_tests::loudly;
-use helios_tests::proxy::program;
+use helios_tests::proxy::{check, program};
 use serde_json::Value;
 
 use super::deploy;
@@ -200,5 +200,6 @@ fn the_debian_package_is_built_and_has_everything_in_its_place() {
     assert!(!postinst.contains("deb-systemd-invoke"), "neither started nor restarted: {postinst}");
     // The configuration that it installs is one.
     let text = std::fs::read_to_string(deploy::path("config.example.toml")).unwrap();
-    deploy::loads("/etc/heliosproxy/config.toml", &text);
+    let checked = check(&text);
+    assert!(checked.status.success(), "{checked:?}");
 }
