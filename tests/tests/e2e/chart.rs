@@ -38,8 +38,9 @@ fn helm(arguments: &[&str]) -> Option<Output> {
 fn render(values: &[&str]) -> Option<(PathBuf, Vec<Value>)> {
     let output = helm(&[&["template", "--name-template=heliosproxy"][..], values].concat())?;
     assert!(output.status.success(), "{values:?}: {output:?}");
-    let file =
-        std::env::temp_dir().join(format!("helios-chart-{}-{}.yaml", std::process::id(), values.len()));
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let file = std::env::temp_dir().join(format!("helios-chart-{}-{count}.yaml", std::process::id()));
     std::fs::write(&file, output.stdout).unwrap();
     let documents = deploy::documents(&file);
     Some((file, documents))
