@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 CARGO := cargo
 PROXY := -p heliosdb-proxy
 
-.PHONY: setup demo test check lint features instructions micro bench bench-failover bench-fleet soak fuzz clean
+.PHONY: setup demo test check lint features instructions reference micro bench bench-failover bench-fleet soak fuzz release deb sbom deny clean
 
 # Installs what is missing (PostgreSQL 15 and 18, PgBouncer, etcd, Patroni, protoc, drivers with their languages).
 setup:
@@ -32,6 +32,11 @@ features:
 	$(CARGO) clippy --profile fast --locked $(PROXY) --no-default-features --all-targets -- -D warnings
 	$(CARGO) clippy --profile fast --locked $(PROXY) --no-default-features --features pool-modes --all-targets -- -D warnings
 	$(CARGO) clippy --profile fast --locked $(PROXY) --features pool-modes,distribcache --all-targets -- -D warnings
+
+# Writes docs/reference/ anew, from the tables and command lines that the programs use; tests fail where it is out of date.
+reference:
+	HELIOS_RENEW_REFERENCE=1 $(CARGO) test --profile fast --locked -p helios-proto --test reference
+	HELIOS_RENEW_REFERENCE=1 $(CARGO) test --profile fast --locked -p heliosctl --lib reference
 
 # The proxy against PgBouncer, HAProxy and PostgreSQL itself; BENCH takes options of tests/bench/run.py, such as
 # BENCH="--rounds 5 --workloads all --syscalls --svg ratios.svg".
@@ -66,6 +71,25 @@ soak:
 	tools/setup --without-drivers
 	$(CARGO) build --profile fast --locked $(PROXY)
 	HELIOS_PROXY_BIN="$(abspath $(TARGET))/fast/heliosdb-proxy" $(CARGO) run --profile fast --locked -p helios-tests --bin soak -- $(SOAK)
+
+# The three programs as they are released, with SBOMs and checksums, in DIST; the same bytes wherever the sources lie. Last,
+# the Debian package of them, looked at by lintian where that is installed.
+DIST := dist
+release:
+	tools/release "$(DIST)"
+
+deb: release
+	tools/setup
+	tools/deb "$(DIST)"
+	if command -v lintian; then lintian --fail-on error "$(DIST)"/heliosproxy_*.deb; else echo "no lintian here" >&2; fi
+
+# Bills of materials of the programs (CycloneDX), in DIST.
+sbom:
+	tools/sbom "$(DIST)"
+
+# Licences, sources, duplicates and advisories of every dependency, by deny.toml; needs cargo-deny and the network.
+deny:
+	$(CARGO) deny check
 
 # libFuzzer over each target, FUZZ_SECONDS each; what it finds is in fuzz/artifacts. Needs cargo-fuzz and g++; the target
 # scanner, which compares the lexer with PostgreSQL's own, needs clang with libclang too: leave it out of FUZZ_TARGETS if not.

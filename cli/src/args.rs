@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use helios_papers::Shell;
 
 use crate::verbs::{ConfigVerb, ContextVerb, DataplaneVerb, NodeVerb, PoolVerb, TopologyVerb};
 use crate::words::duration;
@@ -245,17 +246,6 @@ pub enum Command {
         #[arg(long)]
         client: bool,
     },
-}
-
-/// Shells with completion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Shell {
-    /// Bash.
-    Bash,
-    /// Zsh.
-    Zsh,
-    /// Fish.
-    Fish,
 }
 
 #[cfg(test)]

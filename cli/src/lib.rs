@@ -8,6 +8,8 @@ pub mod contexts;
 pub mod failure;
 pub mod out;
 pub mod pgbouncer;
+#[cfg(test)]
+mod reference;
 pub mod render;
 pub mod secure;
 pub mod table;

@@ -1,27 +1,12 @@
 //! The text of a configuration: what of it belongs in the store, its form without secrets, and edits that leave the
 //! rest as it was written, comments included. Pure. Never judges: the caller parses the result.
 
-use helios_proto::config::keys::{Kind, Section};
+use helios_proto::config::keys::{self, Kind, Section};
 use helios_proto::model::{Node, NodeName};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, TableLike, Value, value};
 
 /// Stands for a secret, out and in.
 pub const DOTS: &str = "******";
-
-/// What belongs to one process, not to the configuration of a fleet.
-const OF_PROCESS: [&str; 11] = [
-    "listen_address",
-    "admin_address",
-    "workers",
-    "shutdown_drain_timeout_secs",
-    "control_plane",
-    "management",
-    "discovery",
-    "store",
-    "switchover",
-    "client_tls",
-    "server_tls",
-];
 
 /// Why a text cannot be edited.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +31,7 @@ fn parse(text: &str) -> Edited<DocumentMut> {
 /// The text without what belongs to a process, and the names of what was taken out.
 pub fn spec_of(text: &str) -> Edited<(String, Vec<&'static str>)> {
     let mut document = parse(text)?;
-    let out = OF_PROCESS.into_iter().filter(|name| document.remove(name).is_some()).collect();
+    let out = keys::of_process().filter(|name| document.remove(name).is_some()).collect();
     Ok((document.to_string(), out))
 }
 
@@ -157,7 +142,7 @@ type Visit<'a> = &'a mut dyn FnMut(String, &mut Value) -> Edited<()>;
 /// Shows every secret of a document, but for those that belong to a process, with a name for its place.
 fn for_each_secret(document: &mut DocumentMut, visit: Visit<'_>) -> Edited<()> {
     for section in Section::NAMED {
-        if OF_PROCESS.iter().any(|name| section.name().split('.').next() == Some(name)) {
+        if section.is_of_process() {
             continue;
         }
         let Some(item) = document.get_mut(section.name()) else { continue };

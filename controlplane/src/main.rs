@@ -4,9 +4,10 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory as _, Parser, ValueEnum};
 use helios_controlplane::app;
 use helios_controlplane::store::Etcd;
+use helios_papers::Papers;
 use helios_proto::config::{self, Config, StoreSettings};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -19,14 +20,16 @@ const BAD_CONFIG: u8 = 78;
 #[command(name = "helios-controlplane", version, after_help = AFTER)]
 struct Args {
     /// Configuration file (TOML); seeds the store when that is empty.
-    #[arg(short, long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present_any = ["man", "completion"])]
+    config: Option<PathBuf>,
     /// Check the configuration, print every problem, and exit.
     #[arg(long)]
     check: bool,
     /// Form of the log lines.
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     log_format: LogFormat,
+    #[command(flatten)]
+    papers: Papers,
 }
 
 /// Form of the log lines.
@@ -48,6 +51,9 @@ Exit codes: 0 stopped or checked well, 1 could not run, 2 wrong command line, 78
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.papers.print(Args::command()) {
+        return ExitCode::SUCCESS;
+    }
     let config = match configuration(&args) {
         Ok(config) => config,
         Err(problems) => {
@@ -74,9 +80,9 @@ fn main() -> ExitCode {
 
 /// The checked configuration, or every problem, one a line.
 fn configuration(args: &Args) -> Result<Config, String> {
-    let mut config =
-        config::load(&args.config, &|name| std::env::var(name).ok()).map_err(|r| r.to_string())?;
-    let file = args.config.display();
+    let path = args.config.as_deref().ok_or("--config is missing")?;
+    let mut config = config::load(path, &|name| std::env::var(name).ok()).map_err(|r| r.to_string())?;
+    let file = path.display();
     let mut problems = config.problems_for_controlplane();
     problems.extend(helios_tls::check(&mut config));
     if matches!(config.store, Some(StoreSettings::Etcd(_))) && !Etcd::BUILT {

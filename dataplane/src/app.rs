@@ -1,4 +1,4 @@
-//! Wiring: binds, spawns, returns the bound addresses, and stops in order: readiness off, no more clients, sessions
+//! Wiring: binds, spawns, returns the bound addresses, and stops in order: readiness off, grace, no more clients, sessions
 //! end at their next rest, deadline, workers end. No policy lives here.
 
 use crate::auth::Auth;
@@ -50,6 +50,7 @@ pub struct App {
     accepting: CancellationToken,
     running: CancellationToken,
     tasks: TaskTracker,
+    grace: Duration,
     drain_timeout: Duration,
 }
 
@@ -109,7 +110,7 @@ pub async fn start(config: Config) -> io::Result<App> {
     let (link, on) = (control.link(), Arc::clone(&shared));
     let shim = Shim { shared: on, workers: Arc::clone(&workers), draining: Arc::clone(&draining), link };
     tasks.spawn(http::serve(admin_listener, Arc::new(shim), running.clone()));
-    let drain_timeout = config.drain_timeout;
+    let Config { grace, drain_timeout, .. } = config;
     Ok(App {
         listen,
         admin,
@@ -121,6 +122,7 @@ pub async fn start(config: Config) -> io::Result<App> {
         accepting,
         running,
         tasks,
+        grace,
         drain_timeout,
     })
 }
@@ -294,9 +296,16 @@ impl App {
         &self.shared.lanes
     }
 
-    /// Drains and stops.
+    /// Drains and stops. Whoever sends clients here sees the readiness go, and has the grace to send them elsewhere.
     pub async fn stop(mut self) {
         self.draining.store(true, Ordering::Relaxed);
+        if !self.grace.is_zero() {
+            tracing::info!(
+                seconds = self.grace.as_secs_f64(),
+                "grace: not ready any more, clients are still let in"
+            );
+            tokio::time::sleep(self.grace).await;
+        }
         self.accepting.cancel();
         self.shared.registry.drain();
         let deadline = Instant::now().checked_add(self.drain_timeout);

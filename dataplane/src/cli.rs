@@ -1,7 +1,8 @@
 //! The command line: arguments to a checked configuration. Never starts anything.
 
 use crate::logging::LogFormat;
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
+use helios_papers::Papers;
 use helios_proto::config::{self, Config};
 use helios_proto::model::PoolMode;
 use std::path::PathBuf;
@@ -31,6 +32,9 @@ pub struct Args {
     /// Form of the log lines.
     #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,
+    /// What to print instead.
+    #[command(flatten)]
+    papers: Papers,
 }
 
 const AFTER: &str = "\
@@ -47,6 +51,12 @@ RUST_LOG=heliosdb_proxy=debug shows where each statement goes and why.";
 pub type Problems = String;
 
 impl Args {
+    /// Prints the manual page or a completion script, if that was asked for in place of a start.
+    #[must_use]
+    pub fn print_paper(&self) -> bool {
+        self.papers.print(Self::command())
+    }
+
     /// The checked configuration that the arguments stand for.
     ///
     /// # Errors

@@ -12,6 +12,9 @@ const BAD_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.print_paper() {
+        return ExitCode::SUCCESS;
+    }
     let config = match args.configuration() {
         Ok(config) => config,
         Err(problems) => {

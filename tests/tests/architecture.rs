@@ -154,9 +154,14 @@ fn crates_depend_one_way() {
     for (package, allowed) in [
         ("dataplane/pgwire", &[][..]),
         ("proto", &[]),
+        ("proto/papers", &[]),
         ("proto/tls", &["helios-proto"]),
-        ("controlplane", &["helios-proto", "helios-tls"]),
-        ("dataplane", &["helios-controlplane", "helios-pgwire", "helios-proto", "helios-tls"]),
+        ("cli", &["helios-papers", "helios-proto", "helios-tls"]),
+        ("controlplane", &["helios-papers", "helios-proto", "helios-tls"]),
+        (
+            "dataplane",
+            &["helios-controlplane", "helios-papers", "helios-pgwire", "helios-proto", "helios-tls"],
+        ),
     ] {
         let allowed = allowed.iter().map(|&name| name.to_owned()).collect();
         let found = own_dependencies(package);

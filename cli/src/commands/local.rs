@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory as _;
+use helios_papers::Shell;
 use helios_proto::wire::v1;
 
 use super::config::read;
 use super::{Done, env};
-use crate::args::{Cli, Global, Shell};
+use crate::args::{Cli, Global};
 use crate::contexts::{self, Context, Contexts};
 use crate::failure::{Exit, Failure};
 use crate::out::Out;
@@ -19,27 +20,16 @@ use crate::verbs::ContextVerb;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub(super) fn completion(out: Out, shell: Shell) -> Done {
-    let shell = match shell {
-        Shell::Bash => clap_complete::Shell::Bash,
-        Shell::Zsh => clap_complete::Shell::Zsh,
-        Shell::Fish => clap_complete::Shell::Fish,
-    };
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "heliosctl", &mut script);
-    out.data(&String::from_utf8_lossy(&script))?;
+    out.data(&helios_papers::completion(Cli::command(), shell))?;
     Ok(Exit::Ok)
 }
 
 pub(super) fn man(out: Out, directory: Option<PathBuf>) -> Done {
-    if let Some(directory) = directory {
-        let wrong = |error| Failure::usage(format!("cannot write to {}: {error}", directory.display()));
-        std::fs::create_dir_all(&directory).map_err(wrong)?;
-        clap_mangen::generate_to(Cli::command(), &directory).map_err(wrong)?;
-        return Ok(Exit::Ok);
+    match directory {
+        Some(directory) => helios_papers::manuals(Cli::command(), &directory)
+            .map_err(|error| Failure::usage(format!("cannot write to {}: {error}", directory.display())))?,
+        None => out.data(&helios_papers::manual(Cli::command()))?,
     }
-    let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command()).render(&mut page).map_err(|error| Failure::output(&error))?;
-    out.data(&String::from_utf8_lossy(&page))?;
     Ok(Exit::Ok)
 }
 

@@ -1,5 +1,6 @@
 //! Every key of the configuration file: section, kind, unit, range, default and meaning, in one table.
-//! The reader takes ranges and defaults from here, the example file is tested against it. Only data.
+//! The reader takes ranges and defaults from here, the example file is tested against it, and docs/reference/configuration.md
+//! is made of it (tests/reference.rs). Only data.
 
 /// A part of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,15 @@ pub enum Fallback {
     Flag(bool),
 }
 
+/// When a changed value holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InForce {
+    /// From the next reload, or `heliosctl config apply`, on: it belongs to the configuration that a fleet shares.
+    AtOnce,
+    /// From the next start on: it belongs to the one process whose file it is.
+    AtRestart,
+}
+
 /// One key of the file.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
@@ -128,7 +138,8 @@ keys! {
         admin_address: Address, Fallback::Text("127.0.0.1:9090"), "Where /health, /metrics, /pool/stats and /nodes are served.";
         workers: Whole("threads", 0, 1024), Number(0), "Most worker threads; 0: one per core. As many serve as the load needs.";
         write_timeout_secs: Seconds(0), Number(30), "Longest wait of a statement for a primary when there is none.";
-        shutdown_drain_timeout_secs: Seconds(0), Number(60), "Longest wait for open transactions at shutdown.";
+        shutdown_grace_secs: Seconds(0), Number(0), "At shutdown, how long new clients are still let in while /health already says 503; for load balancers that need a moment to see that.";
+        shutdown_drain_timeout_secs: Seconds(0), Number(60), "At shutdown, longest wait for open transactions, behind shutdown_grace_secs.";
     }
     PoolMode {
         mode: POOL_MODES, Fallback::Text("transaction"), "When a session gives its server connection back.";
@@ -297,6 +308,10 @@ keys! {
     }
 }
 
+/// Keys above the first header that belong to one process.
+const TOP_OF_PROCESS: &[&str] =
+    &["listen_address", "admin_address", "workers", "shutdown_grace_secs", "shutdown_drain_timeout_secs"];
+
 /// Sections that later versions will have.
 pub(super) const LATER_SECTIONS: &[&str] = &["mirror"];
 
@@ -375,6 +390,70 @@ impl Section {
         self != Self::Top && Self::NAMED.iter().any(inside)
     }
 
+    /// What the section is for, in a sentence or two.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Top => "Above the first header.",
+            Self::PoolMode => "How sessions share server connections.",
+            Self::LoadBalancer => "Where reads go.",
+            Self::Health => "How nodes are probed.",
+            Self::Topology => "Who says which node is the primary.",
+            Self::Limits => "Limits of clients and of their statements.",
+            Self::Auth => "How a client proves who it is.",
+            Self::Hba => {
+                "Who may try to log in; the first rule that fits decides, without any rule everybody may."
+            }
+            Self::ControlPlane => "For a data plane of a fleet: where it takes its configuration from.",
+            Self::Management => {
+                "The service for heliosctl, in a standalone proxy and in helios-controlplane."
+            }
+            Self::Tokens => "Who may use that service, and as what.",
+            Self::Discovery => "The service for data planes, in helios-controlplane.",
+            Self::Store => "Where the configuration, its history and the audit log are kept.",
+            Self::Switchover => "How heliosctl switchover is carried out.",
+            Self::ClientTls => "TLS towards clients.",
+            Self::ServerTls => "TLS towards PostgreSQL.",
+            Self::Users => {
+                "Roles that the proxy can check by itself, or that get something else than the general settings."
+            }
+            Self::Databases => {
+                "Databases that get something else than the general settings; those of a user win."
+            }
+            Self::Nodes => {
+                "The PostgreSQL servers: at least one, at most one of them with role = \"primary\"."
+            }
+        }
+    }
+
+    /// Whether the section belongs to one process, not to the configuration that a fleet shares; of the top, some keys do.
+    #[must_use]
+    pub const fn is_of_process(self) -> bool {
+        match self {
+            Self::ControlPlane
+            | Self::Management
+            | Self::Tokens
+            | Self::Discovery
+            | Self::Store
+            | Self::Switchover
+            | Self::Cache
+            | Self::CacheTables
+            | Self::ClientTls
+            | Self::ServerTls => true,
+            Self::Top
+            | Self::PoolMode
+            | Self::LoadBalancer
+            | Self::Health
+            | Self::Topology
+            | Self::Limits
+            | Self::Auth
+            | Self::Hba
+            | Self::Users
+            | Self::Databases
+            | Self::Nodes => false,
+        }
+    }
+
     /// The header as it stands in a file; "the top level" for the top.
     #[must_use]
     pub fn header(self) -> String {
@@ -397,7 +476,22 @@ impl Section {
     }
 }
 
+/// The names at the top of a file that belong to one process: keys, and sections with all that is in them.
+pub fn of_process() -> impl Iterator<Item = &'static str> {
+    let keys = Section::Top.keys().filter(|key| key.in_force() == InForce::AtRestart).map(|key| key.name);
+    let sections = Section::NAMED.iter().filter(|section| section.is_of_process());
+    keys.chain(sections.map(|section| section.name()).filter(|name| !name.contains('.')))
+}
+
 impl Key {
+    /// When a changed value holds.
+    #[must_use]
+    pub fn in_force(&self) -> InForce {
+        let of_process = self.section.is_of_process()
+            || (self.section == Section::Top && TOP_OF_PROCESS.contains(&self.name));
+        if of_process { InForce::AtRestart } else { InForce::AtOnce }
+    }
+
     /// The default as it would stand in a file; `None` if there is none.
     #[must_use]
     pub fn default_text(&self) -> Option<String> {

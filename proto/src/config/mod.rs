@@ -63,6 +63,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Most worker threads; `None`: one per core.
     pub workers: Option<usize>,
+    /// How long new clients are let in after the readiness has gone, at shutdown; zero: not at all.
+    pub grace: Duration,
     /// Longest wait for open transactions at shutdown; zero: none.
     pub drain_timeout: Duration,
     /// Settings, health checks and nodes.
@@ -227,6 +229,7 @@ fn assemble(
         listen: top.listen.unwrap_or(unspecified),
         admin: top.admin.unwrap_or(unspecified),
         workers: top.workers,
+        grace: top.grace,
         drain_timeout: top.drain_timeout,
         spec: Spec { settings, health, nodes, ops: BTreeMap::new(), revision: 0 },
         control_plane,

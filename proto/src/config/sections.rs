@@ -19,6 +19,7 @@ pub(super) struct Top {
     pub admin: Option<SocketAddr>,
     pub workers: Option<usize>,
     pub write_timeout: Duration,
+    pub grace: Duration,
     pub drain_timeout: Duration,
 }
 
@@ -35,6 +36,7 @@ pub(super) fn top(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Top {
         admin,
         workers: usize::try_from(part.whole("workers")).ok().filter(|workers| *workers > 0),
         write_timeout: part.seconds("write_timeout_secs"),
+        grace: part.seconds("shutdown_grace_secs"),
         drain_timeout: part.seconds("shutdown_drain_timeout_secs"),
     }
 }

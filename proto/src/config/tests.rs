@@ -127,7 +127,7 @@ fn the_guides_multi_node_and_kubernetes_files_load() {
 fn a_file_with_one_node_gets_the_documented_defaults() {
     let config = good(NODE);
     assert_eq!(config.workers, None);
-    assert_eq!(config.drain_timeout, Duration::from_secs(60));
+    assert_eq!((config.grace, config.drain_timeout), (Duration::ZERO, Duration::from_secs(60)));
     let settings = &config.spec.settings;
     assert_eq!(settings.write_timeout, Duration::from_secs(30));
     assert_eq!(settings.pool.idle_timeout, Some(Duration::from_secs(600)));
@@ -152,6 +152,7 @@ fn a_file_with_one_node_gets_the_documented_defaults() {
 const MANY_KEYS: &str = r#"
         listen_address = "localhost:5433"
         workers = 3
+        shutdown_grace_secs = 2.5
         shutdown_drain_timeout_secs = 0
         [pool_mode]
         mode = "statement"
@@ -198,6 +199,7 @@ fn every_key_does_what_it_says() {
     let config = good(MANY_KEYS);
     assert_eq!(config.listen.to_string(), "127.0.0.1:5433");
     assert_eq!((config.workers, config.drain_timeout), (Some(3), Duration::ZERO));
+    assert_eq!(config.grace, Duration::from_millis(2500));
     let settings = &config.spec.settings;
     assert_eq!(settings.pool.mode, PoolMode::Statement);
     assert_eq!(settings.pool.idle_timeout, None);

@@ -3,14 +3,18 @@
 //!
 //! `toml config`: a whole file. `toml control-plane`: one of the control plane. `toml part`: tables for one. `sh run`: commands that succeed. `sh serve`: the proxy, which
 //! starts and ends with SIGTERM. `sh make`: targets that exist. `sql run`: statements; `sql superuser`: those of a superuser. `json PATH`: the shape of an
-//! answer. `ini pgbouncer`: a file for the commands after it. `yaml prometheus`: what promtool accepts, with the rules beside it. `text`: to look at.
+//! answer. `python run`, `js run`, `java run`, `go run`: whole programs. `rust FILE`: a part of that file, which is compiled and run. `yaml values`: of the Helm
+//! chart. `mermaid`: to look at. `ini pgbouncer`: a file for the commands after it. `yaml prometheus`: what promtool accepts, with the rules beside it. `text`: to look at.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use helios_tests::programs::FETCHED;
 use helios_tests::proxy::{check_by, program};
-use helios_tests::{Cluster, Config, Proxy, prometheus};
+use helios_tests::{Cluster, Config, Proxy, loudly, prometheus};
 use serde_json::Value;
+
+use super::{chart, drivers};
 
 /// One block of code of one document.
 struct Block {
@@ -37,8 +41,9 @@ fn root() -> PathBuf {
 }
 
 fn documents() -> Vec<PathBuf> {
-    let mut found = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
-    for folder in ["docs", "docs/decisions"] {
+    let mut found: Vec<_> =
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| root().join(name)).into();
+    for folder in ["docs", "docs/decisions", "docs/reference"] {
         let entries = std::fs::read_dir(root().join(folder)).unwrap().map(|e| e.unwrap().path());
         found.extend(entries.filter(|p| p.extension().is_some_and(|e| e == "md")));
     }
@@ -125,6 +130,33 @@ impl World {
         assert!(output.status.success(), "{at}: {script} {arguments:?}: {output:?}");
     }
 
+    /// Runs a whole program against the proxy; it has to end well.
+    fn program(&self, at: &str, kind: &str, text: &str) {
+        let port = self.proxy.port().to_string();
+        let text = text.replace("proxy.example.com", "127.0.0.1").replace("5433", &port);
+        let (language, _) = kind.split_once(' ').unwrap();
+        let file =
+            self.dir.join(format!("Application.{}", if language == "python" { "py" } else { language }));
+        std::fs::write(&file, text).unwrap();
+        let path = file.to_str().unwrap().to_owned();
+        let command = match language {
+            "python" => vec!["/usr/bin/python3".to_owned(), path],
+            "js" if !Path::new(FETCHED).join("node_modules/pg").exists() => {
+                return loudly(&format!("SKIPPED {at}: no `pg` for node on this machine"));
+            }
+            "js" => vec!["node".to_owned(), path],
+            "java" => drivers::JAVA.iter().map(|&word| word.to_owned()).chain([path]).collect(),
+            _ => {
+                drivers::build_go(&file, &self.dir.join("application"));
+                vec![self.dir.join("application").to_str().unwrap().to_owned()]
+            }
+        };
+        let mut run = Command::new("timeout");
+        run.arg("60").args(&command).env("PGPASSWORD", "myuser-secret");
+        let output = run.env("NODE_PATH", format!("{FETCHED}/node_modules")).output().unwrap();
+        assert!(output.status.success(), "{at}: {output:?}");
+    }
+
     fn try_block(&self, block: &Block) {
         let Block { at, kind, text } = block;
         let here = || text.replace("/etc/heliosproxy/", &format!("{}/", self.dir.display()));
@@ -147,7 +179,18 @@ impl World {
                 assert_eq!(shape(&shown), shape(&real), "{at}");
             }
             ("sql", "superuser") => Cluster::shared().execute(text),
-            ("sh", "by-hand") | ("text", "") => {}
+            ("python" | "js" | "java" | "go", "run") => self.program(at, kind, text),
+            ("rust", file) => {
+                let file = root().join("tests/tests/e2e").join(file);
+                let source = std::fs::read_to_string(&file).unwrap();
+                assert!(source.contains(text.as_str()), "{at}: not in {}", file.display());
+                drivers::guide::run(&format!(
+                    "host=127.0.0.1 port={} user=myuser password=myuser-secret dbname=mydb",
+                    self.proxy.port()
+                ));
+            }
+            ("yaml", "values") => chart::takes(at, text),
+            ("sh", "by-hand") | ("text" | "mermaid", "") => {}
             ("ini", "pgbouncer") => std::fs::write(self.dir.join("pgbouncer.ini"), text).unwrap(),
             ("yaml", "prometheus") => prometheus::check_config(text),
             _ => panic!("{at}: a block of the kind {kind:?} is not known"),
@@ -200,4 +243,66 @@ fn every_block_of_the_documents_is_true() {
     let (world, blocks) = (World::new(), blocks());
     assert!(blocks.len() > 10, "the documents have blocks");
     blocks.iter().for_each(|block| world.try_block(block));
+}
+
+/// What a heading is called in a link, as the usual renderers make it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.collect::<String>().trim().to_lowercase().replace(' ', "-")
+}
+
+/// The lines of a document outside of blocks.
+fn prose(text: &str) -> impl Iterator<Item = &str> {
+    let mut inside = false;
+    text.lines().filter(move |line| {
+        let fence = line.starts_with("```");
+        inside ^= fence;
+        !inside && !fence
+    })
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut seen = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        let all = prose(&text).collect::<Vec<_>>().join("\n");
+        for (at, _) in all.match_indices("](") {
+            let link = all[at + 2..].split(')').next().unwrap();
+            if link.contains("://") {
+                continue;
+            }
+            let (file, place) = link.split_once('#').unwrap_or((link, ""));
+            let target =
+                if file.is_empty() { document.clone() } else { document.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: no {link}", document.display());
+            if !place.is_empty() {
+                let there = std::fs::read_to_string(&target).unwrap();
+                let mut headings = prose(&there).filter_map(|line| line.strip_prefix('#'));
+                let found = headings.any(|line| anchor(line.trim_start_matches('#').trim()) == place);
+                assert!(found, "{}: no heading for {link}", document.display());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 150, "{seen}");
+}
+
+#[test]
+fn every_document_is_linked_from_the_first_one() {
+    let mut reached = std::collections::BTreeSet::new();
+    let mut left = vec![root().join("README.md")];
+    while let Some(document) = left.pop() {
+        let Ok(document) = document.canonicalize() else { continue };
+        if document.extension().is_none_or(|e| e != "md") || !reached.insert(document.clone()) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&document).unwrap();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        left.extend(links.filter(|link| !link.is_empty()).map(|link| document.parent().unwrap().join(link)));
+    }
+    // The folder of decisions is linked as a whole.
+    for document in documents().into_iter().filter(|path| !path.to_str().unwrap().contains("/decisions/")) {
+        assert!(reached.contains(&document.canonicalize().unwrap()), "{}: no way there", document.display());
+    }
 }

@@ -1,10 +1,11 @@
 //! A data plane that stops, and clients that always have more than one statement on their way: each of these was answered, or
 //! was not executed. Never judges how long it takes, but that it ends before the limit.
 
+use std::net::TcpStream;
 use std::time::Duration;
 
 use helios_tests::raw::{Next, PATIENCE, Raw, call, message, parse, query};
-use helios_tests::{Cluster, Config, Proxy};
+use helios_tests::{Cluster, Config, Proxy, eventually};
 
 /// So many are on their way at any time.
 const DEPTH: usize = 10;
@@ -130,4 +131,48 @@ fn a_client_that_reads_no_more_gets_all_its_answers_before_it_is_told() {
     assert_eq!((told.as_str(), rows), ("57P01", readies * ROWS));
     assert_eq!(raw.next(PATIENCE), Next::Closed);
     assert!(proxy.wait(PATIENCE).success());
+}
+
+/// A proxy that has been told to stop and says so, with this `shutdown_grace_secs`, and a session of it in a transaction.
+fn stopping(grace: &str, table: &str) -> (Proxy, postgres::Client) {
+    let cluster = Cluster::shared();
+    cluster.execute(&format!("create table {table} (i int); grant all on {table} to app"));
+    let text = Config::primary_only(cluster).text();
+    let proxy = Proxy::start(&format!("shutdown_grace_secs = {grace}\n{text}")).ready();
+    let mut client = proxy.connect("app");
+    client.batch_execute(&format!("begin; insert into {table} values (1)")).unwrap();
+    proxy.terminate();
+    eventually(PATIENCE, "readiness goes", || proxy.get("/health/ready").status == 503);
+    (proxy, client)
+}
+
+#[test]
+fn in_the_grace_of_a_shutdown_clients_are_still_let_in_and_served() {
+    // So long that it is not over before the test is.
+    let (proxy, mut before) = stopping("3600", "grace_serves");
+    let health = proxy.get("/health");
+    assert_eq!(health.status, 503);
+    assert!(health.body.contains("\"draining\""), "{}", health.body);
+    assert_eq!(proxy.get("/health/live").status, 200);
+    let mut after = proxy.connect("app");
+    assert_eq!(after.query_one("select count(*) from grace_serves", &[]).unwrap().get::<_, i64>(0), 0);
+    before.batch_execute("insert into grace_serves values (2); commit").unwrap();
+    // Both go on after their transactions, as nobody has been told to leave.
+    for client in [&mut before, &mut after] {
+        assert_eq!(client.query_one("select sum(i) from grace_serves", &[]).unwrap().get::<_, i64>(0), 3);
+    }
+}
+
+#[test]
+fn after_the_grace_nobody_is_let_in_and_nothing_is_lost() {
+    let (mut proxy, mut client) = stopping("0.5", "grace_ends");
+    eventually(PATIENCE, "new clients are refused", || TcpStream::connect(proxy.address).is_err());
+    // What was begun before goes on to its end, and then the session has ended.
+    client.batch_execute("insert into grace_ends values (2)").unwrap();
+    client.batch_execute("commit").unwrap();
+    assert!(proxy.wait(PATIENCE).success());
+    assert!(client.simple_query("select 1").is_err());
+    let rows = Cluster::shared().primary().superuser().query_one("select sum(i) from grace_ends", &[]);
+    assert_eq!(rows.unwrap().get::<_, i64>(0), 3);
+    assert!(proxy.logged("drain timeout").is_empty());
 }

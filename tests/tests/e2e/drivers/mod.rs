@@ -3,6 +3,7 @@
 //! them moving.
 
 mod bench;
+pub(crate) mod guide;
 mod rust;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ use helios_tests::programs::FETCHED;
 use helios_tests::{Cluster, Config, Pki, Proxy, loudly};
 
 const MODES: [&str; 3] = ["session", "transaction", "statement"];
+/// Runs a program of one file in Java.
+pub(crate) const JAVA: [&str; 4] =
+    ["java", "-XX:TieredStopAtLevel=1", "-cp", "/usr/share/java/postgresql.jar"];
 const SSLMODES: [&str; 2] = ["disable", "require"];
 
 /// A server with TLS, for all drivers.
@@ -158,28 +162,28 @@ fn node_pg() {
 
 #[test]
 fn pgjdbc() {
-    let jar = "/usr/share/java/postgresql.jar";
-    drive(
-        "pgjdbc",
-        &["java", "-XX:TieredStopAtLevel=1", "-cp", jar, source("WithJdbc.java").to_str().unwrap()],
-    );
+    drive("pgjdbc", &[&JAVA[..], &[source("WithJdbc.java").to_str().unwrap()]].concat());
+}
+
+/// Builds a program of one file, with Debian's packages, and nothing from the network.
+pub(crate) fn build_go(source: &Path, program: &Path) {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gocache");
+    let built = Command::new("go")
+        .args(["build", "-o"])
+        .args([program, source])
+        .envs([("GO111MODULE", "off"), ("GOPATH", "/usr/share/gocode"), ("GOPROXY", "off"), ("GOFLAGS", "")])
+        .env("CGO_ENABLED", "0")
+        .env("GOCACHE", cache)
+        .output()
+        .expect("go (make setup)");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 }
 
 #[test]
 fn pgx() {
     let work = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let program = work.join("with-pgx");
-    let built = Command::new("go")
-        .args(["build", "-o"])
-        .arg(&program)
-        .arg(source("with_pgx.go"))
-        // Debian's packages, and nothing from the network.
-        .envs([("GO111MODULE", "off"), ("GOPATH", "/usr/share/gocode"), ("GOPROXY", "off"), ("GOFLAGS", "")])
-        .env("CGO_ENABLED", "0")
-        .env("GOCACHE", work.join("gocache"))
-        .output()
-        .expect("go (make setup)");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    build_go(&source("with_pgx.go"), &program);
     drive("pgx", &[program.to_str().unwrap()]);
 }
 
