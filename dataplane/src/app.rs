@@ -2,6 +2,8 @@
 //! end at their next rest, deadline, workers end. No policy lives here.
 
 use crate::auth::Auth;
+use crate::console;
+use crate::console::{Desk, Obey, Reload};
 use crate::control::{self, Link, Remote, StatusOf};
 use crate::http::{self, Shim};
 use crate::lanes::{Arrival, Lanes};
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,6 +44,8 @@ pub struct App {
     pub admin: SocketAddr,
     /// Where operators connect to a standalone proxy; `None`: nowhere.
     pub management: Option<SocketAddr>,
+    /// Clients of the console who ask for the configuration to be read again.
+    pub reloads: mpsc::Receiver<Reload>,
     control: Control,
     shared: Arc<Shared>,
     workers: Arc<Vec<WorkerThread>>,
@@ -76,6 +80,8 @@ pub async fn start(config: Config) -> io::Result<App> {
     let snapshots = control.snapshots();
     let first = Arc::clone(&snapshots.borrow());
     let client_leg = secure(&config, (&servers, &control.link()), &running, &tasks)?;
+    let (reload, reloads) = mpsc::channel(1);
+    let desk = Arc::new(Desk::new(control.obey(), reload, listen));
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let (lanes, inboxes) = Lanes::new(config.workers.unwrap_or_else(cores).max(1));
     let shared = Arc::new(Shared {
@@ -88,6 +94,7 @@ pub async fn start(config: Config) -> io::Result<App> {
         client_leg,
         evidence: control.evidence(),
         clients: Arc::new(Clients::default()),
+        console: Arc::clone(&desk),
         cleanups: TaskTracker::new(),
     });
     let workers = Arc::new(spawn_workers(inboxes, &shared, &running)?);
@@ -99,6 +106,7 @@ pub async fn start(config: Config) -> io::Result<App> {
     tasks.spawn(follow(Arc::clone(&shared), snapshots, control.applied(), running.clone()));
     let identities: Arc<Identities> = Arc::clone(&shared.identities);
     tasks.spawn(sweep::run(Arc::clone(&shared.pools), identities, running.clone(), shared.cleanups.clone()));
+    tasks.spawn(desk.follow(Arc::clone(&shared.identities), running.clone()));
     tasks.spawn(catalog::run(Arc::clone(&shared.pools), Arc::clone(&shared.identities), running.clone()));
     tasks.spawn(listener::accept(listener, Arc::clone(&shared), accepting.clone()));
     let (link, on) = (control.link(), Arc::clone(&shared));
@@ -109,6 +117,7 @@ pub async fn start(config: Config) -> io::Result<App> {
         listen,
         admin,
         management,
+        reloads,
         control,
         shared,
         workers,
@@ -232,6 +241,14 @@ impl Control {
         match self {
             Self::Standalone(control) => control.link(),
             Self::Remote(control) => control.link(),
+        }
+    }
+
+    /// Where orders of the console go.
+    fn obey(&self) -> Obey {
+        match self {
+            Self::Standalone(control) => control.obey(),
+            Self::Remote(_) => Box::new(|_| Box::pin(async { Err(Box::new(console::of_a_fleet())) })),
         }
     }
 

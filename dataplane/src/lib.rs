@@ -4,11 +4,12 @@
 //! release -> clean: back to the pool, else closed.
 //!
 //! [`app`] wires it, [`standalone`] embeds the control plane or [`control`] follows one elsewhere, [`http`] serves /health
-//! and /metrics.
+//! and /metrics, [`console`] operators who come as PgBouncer's.
 
 pub mod app;
 pub mod auth;
 pub mod cli;
+pub mod console;
 pub mod control;
 pub mod descriptors;
 pub mod http;

@@ -2,6 +2,7 @@
 //! needs (buffers, verdicts, the strategy's state) belongs to the worker, so an idle session owns none of it.
 
 use crate::auth::Auth;
+use crate::console::Desk;
 use crate::lanes::Lanes;
 use crate::legs::ClientLeg;
 use crate::metrics::Counters;
@@ -40,6 +41,8 @@ pub struct Shared {
     pub evidence: TellEvidence,
     /// Client counts by user, database and address.
     pub clients: Arc<crate::limits::Clients>,
+    /// For clients of the admin console.
+    pub console: Arc<Desk>,
     /// Tasks that outlive their session: clean-ups.
     pub cleanups: TaskTracker,
 }

@@ -13,6 +13,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
         "app",
         &[
             "auth",
+            "console",
             "control",
             "http",
             "lanes",
@@ -28,6 +29,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
     ),
     ("auth", &["pool", "registry", "server", "stream"]),
     ("cli", &["logging"]),
+    ("console", &["pool", "registry", "server", "stream", "worker"]),
     ("control", &["listener", "metrics", "pool", "registry", "worker"]),
     ("descriptors", &[]),
     ("http", &["control", "descriptors", "listener", "metrics", "pool", "route", "worker"]),
@@ -40,13 +42,14 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
     ("main", &[]),
     ("metrics", &["control", "pool", "route"]),
     ("pool", &["legs", "route", "server", "statements", "stream"]),
-    ("registry", &["server"]),
+    ("registry", &["pool", "server"]),
     ("route", &[]),
     ("server", &["descriptors", "legs", "pool", "statements", "stream"]),
     (
         "session",
         &[
             "auth",
+            "console",
             "descriptors",
             "lanes",
             "legs",
@@ -62,10 +65,13 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
         ],
     ),
     ("spread", &[]),
-    ("standalone", &["control", "pool", "route", "worker"]),
+    ("standalone", &["console", "control", "pool", "route", "worker"]),
     ("statements", &[]),
     ("stream", &[]),
-    ("worker", &["auth", "lanes", "legs", "limits", "metrics", "pool", "registry", "route", "statements"]),
+    (
+        "worker",
+        &["auth", "console", "lanes", "legs", "limits", "metrics", "pool", "registry", "route", "statements"],
+    ),
 ];
 
 /// What has no sockets, no clock of a runtime and no tasks.

@@ -4,6 +4,7 @@
 
 pub mod acquire;
 pub mod checkout;
+pub mod console;
 pub mod core;
 #[cfg(test)]
 mod core_tests;

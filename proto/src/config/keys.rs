@@ -20,6 +20,8 @@ pub enum Section {
     Auth,
     /// `[[hba]]`
     Hba,
+    /// `[console]`
+    Console,
     /// `[control_plane]`
     ControlPlane,
     /// `[management]`
@@ -190,6 +192,10 @@ keys! {
         tls: Flag, Fallback::Flag(false), "Only connections with TLS.";
         method: Word(&["auto", "cert", "reject"]), Required, "auto: as [auth] says; cert: a certificate for the role is proof enough; reject: no.";
     }
+    Console {
+        admin_users: Texts, Absent, "Roles that may look and change on the admin console, the virtual databases pgbouncer and helios.";
+        stats_users: Texts, Absent, "Roles that may look only.";
+    }
     ControlPlane {
         endpoints: Texts, Required, "Addresses of the control plane; the data plane takes its configuration from the first that answers.";
         cluster: Text, Fallback::Text("helios"), "Name of the fleet; must be that of [discovery] there.";
@@ -298,6 +304,7 @@ impl Section {
         Self::Limits,
         Self::Auth,
         Self::Hba,
+        Self::Console,
         Self::ControlPlane,
         Self::Management,
         Self::Tokens,
@@ -323,6 +330,7 @@ impl Section {
             Self::Limits => "limits",
             Self::Auth => "auth",
             Self::Hba => "hba",
+            Self::Console => "console",
             Self::ControlPlane => "control_plane",
             Self::Management => "management",
             Self::Tokens => "management.tokens",

@@ -154,7 +154,10 @@ impl Core {
                 self.final_reply();
             }
             b'Z' => {
-                self.ended = true;
+                self.ended.answers = self.ended.answers.saturating_add(1);
+                if status == Some(TxStatus::Idle) {
+                    self.ended.transactions = self.ended.transactions.saturating_add(1);
+                }
                 self.final_reply();
                 self.sets &= status != Some(TxStatus::Idle);
                 if self.settings.follows() {
