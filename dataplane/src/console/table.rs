@@ -194,7 +194,7 @@ mod tests {
         table.encode(&mut out);
         complete(&mut out, "SHOW");
         let expected = [
-            &b"T\0\0\0\x2c\0\x02a\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0"[..],
+            &b"T\0\0\0\x2e\0\x02a\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0"[..],
             b"n\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0",
             b"D\0\0\0\x19\0\x02\0\0\0\x01x\0\0\0\x0a2147483647",
             b"D\0\0\0\x0f\0\x02\xff\xff\xff\xff\0\0\0\x017",

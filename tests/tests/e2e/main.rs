@@ -6,6 +6,7 @@ mod accept;
 mod admin;
 mod budget;
 mod cancels;
+mod console;
 mod control;
 mod deltas;
 mod deploy;
