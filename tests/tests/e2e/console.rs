@@ -288,9 +288,5 @@ fn debians_exporter_sees_the_truth_under_load() {
     eventually(LONG, "nobody waits", || value("pgbouncer_waiting_clients", &pool) == Some(0.0));
     let shown = proxy.metrics();
     let counted = shown.sum("heliosproxy_queries_total", &[]).unwrap();
-    assert_eq!(
-        value("pgbouncer_requests_total", &postgres),
-        Some(counted - 1.0),
-        "two statements were one answer"
-    );
+    assert_eq!(value("pgbouncer_requests_total", &postgres), Some(counted), "as /metrics has it");
 }

@@ -187,7 +187,7 @@ fn the_extended_protocol_is_refused_up_to_its_sync_and_the_session_lives() {
 #[test]
 fn a_message_that_is_too_long_or_of_no_known_type_ends_the_session() {
     let proxy = with_console(Cluster::shared()).start().ready();
-    for bytes in [&b"Q\x00\x01\x00\x00"[..], b"Q\xff\xff\xff\xff", b"Q\0\0\0\x03", b"~\0\0\0\x04"] {
+    for bytes in [&b"Q\x00\x01\x00\x01"[..], b"Q\xff\xff\xff\xff", b"Q\0\0\0\x03", b"~\0\0\0\x04"] {
         let mut raw = console(proxy.port(), "ops");
         raw.send(bytes);
         let Next::Message(error) = raw.next(LONG) else { panic!("no answer to {bytes:?}") };
