@@ -119,7 +119,7 @@ impl Orders<'_> {
         self.note("PAUSE", &database.name).await?;
         database.state.set_paused(true);
         self.renew(database);
-        self.rest(|| (database.state.paused(), self.places(database) == 0)).await
+        self.rest(|| (database.state.paused(), database.state.places() == 0)).await
     }
 
     /// Waits until what is paused has come to rest.
@@ -136,13 +136,6 @@ impl Orders<'_> {
                 }
             }
         }
-    }
-
-    /// Places that a database's connections have in pools.
-    fn places(&self, database: &Named) -> u32 {
-        let of_it = |identity: &&Arc<crate::pool::Identity>| identity.database == database.name.as_bytes();
-        let identities = self.shared.identities.in_use();
-        identities.iter().filter(of_it).fold(0, |sum, identity| sum.saturating_add(identity.places()))
     }
 
     async fn resume(&self) -> Done {

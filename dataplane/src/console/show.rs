@@ -296,18 +296,14 @@ fn databases(census: &Census, desk: &Desk, shared: &Shared) -> Table {
     let node = view.snapshot.primary().or(view.snapshot.nodes.first()).map(|state| &state.node);
     let all_paused =
         !view.snapshot.nodes.is_empty() && view.snapshot.nodes.iter().all(|node| node.ops.paused);
-    let mut servers: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
-    for ((database, _), pool) in census.pools() {
-        let sum = servers.entry(database).or_default();
-        *sum = sum.saturating_add(pool.servers());
-    }
     let configured = settings.databases.iter().map(|database| database.name.as_bytes());
     let names: BTreeSet<&[u8]> = configured.chain(kept.keys().map(Vec::as_slice)).collect();
     for name in names {
         let is = |database: &&Database| database.name.as_bytes() == name;
         let none = Overrides::default();
         let own = settings.databases.iter().find(is).map_or(&none, |database| &database.overrides);
-        let paused = all_paused || kept.get(name).is_some_and(|state| state.paused());
+        let state = kept.get(name);
+        let paused = all_paused || state.is_some_and(|state| state.paused());
         table.rows.push(vec![
             name.into(),
             node.map(|node| node.host.as_str()).into(),
@@ -319,7 +315,7 @@ fn databases(census: &Census, desk: &Desk, shared: &Shared) -> Table {
             0u32.into(),
             own.mode.map(PoolMode::word).into(),
             own.pool_size.unwrap_or(0).into(),
-            servers.get(name).copied().unwrap_or(0).into(),
+            state.map_or(0, |state| state.places()).into(),
             paused.into(),
             0u32.into(),
         ]);

@@ -1,7 +1,7 @@
 //! One database as all its clients share it: what they have done, counted by worker, and what an operator orders for it on
 //! this data plane. Owner: [`super::Identities`]. Never knows a session.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,8 @@ pub struct DatabaseState {
     paused: AtomicBool,
     /// Grows with each order to reconnect.
     generation: AtomicU64,
+    /// Places that its connections have in pools, whoever they are for.
+    places: AtomicU32,
     tallies: Mutex<Vec<Arc<Tally>>>,
 }
 
@@ -66,6 +68,22 @@ impl DatabaseState {
     /// Orders that every connection of now closes as it comes back.
     pub fn renew(&self) {
         self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Places that its connections have in pools: open, or being opened.
+    #[must_use]
+    pub fn places(&self) -> u32 {
+        self.places.load(Ordering::Relaxed)
+    }
+
+    /// One more connection has a place in a pool.
+    pub(super) fn take_place(&self) {
+        self.places.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One place fewer.
+    pub(super) fn give_place(&self) {
+        self.places.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Where a worker counts.

@@ -194,11 +194,13 @@ impl Identity {
     /// One more connection has a place in a pool.
     pub fn take_place(&self) {
         self.places.fetch_add(1, Ordering::Relaxed);
+        self.state.take_place();
     }
 
     /// One place fewer.
     pub fn give_place(&self) {
         self.places.fetch_sub(1, Ordering::Relaxed);
+        self.state.give_place();
     }
 
     /// What the backend said at login, if a connection was opened yet.

@@ -262,8 +262,8 @@ impl NodePool {
             drop(inner);
             return conn.close();
         }
-        let paused = self.orders.paused() || conn.identity.state.paused();
-        let pick = if paused { Pick::Nobody } else { inner.pick(&conn, now) };
+        let nobody = inner.queue.is_empty() || self.orders.paused() || conn.identity.state.paused();
+        let pick = if nobody { Pick::Nobody } else { inner.pick(&conn, now) };
         match pick {
             Pick::Same(at) => {
                 let queued = inner.queue.remove(at);

@@ -246,10 +246,9 @@ impl Inner {
 
     /// Who gets a connection that came back.
     pub fn pick(&self, conn: &ServerConn, now: Instant) -> Pick {
-        let Some((first, front)) = self.queue.iter().enumerate().find(|(_, queued)| !queued.is_paused())
-        else {
-            return Pick::Nobody;
-        };
+        let waits = |queued: &Queued| !queued.is_paused();
+        let Some(first) = self.queue.iter().position(waits) else { return Pick::Nobody };
+        let Some(front) = self.queue.get(first) else { return Pick::Nobody };
         let age = now.saturating_duration_since(front.since);
         let same = |queued: &Queued| queued.identity.id == conn.identity.id;
         let local = |queued: &Queued| queued.waiter.worker == conn.worker;
