@@ -34,6 +34,7 @@ pub fn convert(ini: &Ini, users: Option<&str>) -> Result<Converted, String> {
     out.pools(ini)?;
     out.limits(ini)?;
     out.auth(ini);
+    out.console(ini);
     out.tls(ini);
     out.users(ini, users)?;
     out.databases(ini)?;
@@ -134,6 +135,8 @@ const CONVERTED: &[&str] = &[
     "server_tls_ca_file",
     "max_db_connections",
     "max_user_connections",
+    "admin_users",
+    "stats_users",
 ];
 
 #[derive(Default)]
@@ -278,6 +281,35 @@ impl Output {
         );
     }
 
+    fn console(&mut self, ini: &Ini) {
+        let given = ["admin_users", "stats_users"].map(|key| (key, names(ini, key)));
+        if given.iter().all(|(_, names)| names.is_empty()) {
+            return;
+        }
+        self.section("[console]");
+        for (key, names) in given.iter().filter(|(_, names)| !names.is_empty()) {
+            let names: Vec<String> = names.iter().map(|name| text(name)).collect();
+            self.key(key, &format!("[{}]", names.join(", ")));
+        }
+    }
+
+    /// The console asks no server: who uses it has to be known to the proxy.
+    fn console_users(&mut self, ini: &Ini, users: &BTreeMap<String, Keys>) {
+        let known = |name: &String| {
+            users
+                .get(name)
+                .is_some_and(|keys| keys.contains_key("password") || keys.contains_key("scram_verifier"))
+        };
+        for key in ["admin_users", "stats_users"] {
+            for name in names(ini, key).iter().filter(|name| !known(name) && ini.value("auth_user").is_none())
+            {
+                let words =
+                    format!("{key}: {name} needs a password or verifier in [[users]] to use the console");
+                self.note(ini.line(key), &words);
+            }
+        }
+    }
+
     fn tls(&mut self, ini: &Ini) {
         for (side, section) in [("client", "[client_tls]"), ("server", "[server_tls]")] {
             let value = |name: &str| ini.value(&format!("{side}_tls_{name}"));
@@ -322,8 +354,10 @@ impl Output {
         }
         let mut hashed = 0;
         for (name, secret) in list.map(read_users).transpose()?.unwrap_or_default() {
-            // Only PgBouncer's own console has this user.
-            if name == "pgbouncer" {
+            // Only PgBouncer's own console has this user, unless it is given a part in ours.
+            if name == "pgbouncer"
+                && ["admin_users", "stats_users"].iter().all(|key| !names(ini, key).contains(&name))
+            {
                 continue;
             }
             let keys = users.entry(name).or_default();
@@ -336,6 +370,7 @@ impl Output {
                 password => drop(keys.insert("password", text(password))),
             }
         }
+        self.console_users(ini, &users);
         for (name, keys) in users.iter().filter(|(_, keys)| !keys.is_empty()) {
             self.named("[[users]]", name, keys);
         }
@@ -444,14 +479,17 @@ impl Output {
                 _ if PROCESS.contains(&name) => {
                     "logs go to standard error, and there is no unix socket".to_owned()
                 }
-                "admin_users" | "stats_users" => {
-                    "operators use heliosctl; see [[management.tokens]] in docs/configuration.md".to_owned()
-                }
                 _ => "no counterpart".to_owned(),
             };
             self.note(setting.line, &format!("{name}: {words}"));
         }
     }
+}
+
+/// The names in a list with commas.
+fn names(ini: &Ini, key: &str) -> Vec<String> {
+    let listed = ini.value(key).unwrap_or_default().split(',').map(str::trim);
+    listed.filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 /// A number of connections.

@@ -3,6 +3,8 @@
 
 use crate::auth::Auth;
 use crate::cache::{self, Cache};
+use crate::console;
+use crate::console::{Desk, Obey, Reload};
 use crate::control::{self, Link, Remote, StatusOf};
 use crate::http::{self, Shim};
 use crate::lanes::{Arrival, Lanes};
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,6 +45,8 @@ pub struct App {
     pub admin: SocketAddr,
     /// Where operators connect to a standalone proxy; `None`: nowhere.
     pub management: Option<SocketAddr>,
+    /// Clients of the console who ask for the configuration to be read again.
+    pub reloads: mpsc::Receiver<Reload>,
     control: Control,
     shared: Arc<Shared>,
     workers: Arc<Vec<WorkerThread>>,
@@ -78,6 +82,8 @@ pub async fn start(config: Config) -> io::Result<App> {
     let snapshots = control.snapshots();
     let first = Arc::clone(&snapshots.borrow());
     let client_leg = secure(&config, (&servers, &control.link()), &running, &tasks)?;
+    let (reload, reloads) = mpsc::channel(1);
+    let desk = Arc::new(Desk::new(control.obey(), reload, listen));
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let (lanes, inboxes) = Lanes::new(config.workers.unwrap_or_else(cores).max(1));
     let shared = Arc::new(Shared {
@@ -91,6 +97,7 @@ pub async fn start(config: Config) -> io::Result<App> {
         client_leg,
         evidence: control.evidence(),
         clients: Arc::new(Clients::default()),
+        console: Arc::clone(&desk),
         cleanups: TaskTracker::new(),
     });
     let workers = Arc::new(spawn_workers(inboxes, &shared, &running)?);
@@ -102,6 +109,7 @@ pub async fn start(config: Config) -> io::Result<App> {
     tasks.spawn(follow(Arc::clone(&shared), snapshots, control.applied(), running.clone()));
     let identities: Arc<Identities> = Arc::clone(&shared.identities);
     tasks.spawn(sweep::run(Arc::clone(&shared.pools), identities, running.clone(), shared.cleanups.clone()));
+    tasks.spawn(desk.follow(Arc::clone(&shared.identities), running.clone()));
     tasks.spawn(catalog::run(Arc::clone(&shared.pools), Arc::clone(&shared.identities), running.clone()));
     if let Some(answers) = &shared.answers {
         cache::start(answers, &shared, &running, &tasks);
@@ -115,6 +123,7 @@ pub async fn start(config: Config) -> io::Result<App> {
         listen,
         admin,
         management,
+        reloads,
         control,
         shared,
         workers,
@@ -239,6 +248,14 @@ impl Control {
         match self {
             Self::Standalone(control) => control.link(),
             Self::Remote(control) => control.link(),
+        }
+    }
+
+    /// Where orders of the console go.
+    fn obey(&self) -> Obey {
+        match self {
+            Self::Standalone(control) => control.obey(),
+            Self::Remote(_) => Box::new(|_| Box::pin(async { Err(Box::new(console::of_a_fleet())) })),
         }
     }
 

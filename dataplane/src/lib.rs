@@ -4,13 +4,14 @@
 //! release -> clean: back to the pool, else closed.
 //!
 //! [`app`] wires it, [`standalone`] embeds the control plane or [`control`] follows one elsewhere, [`http`] serves /health
-//! and /metrics.
+//! and /metrics, [`console`] operators who come as PgBouncer's.
 
 pub mod app;
 pub mod auth;
 #[cfg_attr(not(feature = "distribcache"), path = "cache_off.rs")]
 pub mod cache;
 pub mod cli;
+pub mod console;
 pub mod control;
 pub mod descriptors;
 pub mod http;

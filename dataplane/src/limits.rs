@@ -30,6 +30,13 @@ pub struct Counted {
 }
 
 impl Clients {
+    /// Clients in all, those that are logging in included.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(&Key::All).map_or(0, |n| usize::try_from(*n).unwrap_or(usize::MAX))
+    }
+
     /// Counts a connection that was just accepted.
     ///
     /// # Errors

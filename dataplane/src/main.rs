@@ -65,7 +65,23 @@ impl Signals {
     }
 }
 
-async fn run(app: App, signals: Signals, args: &Args) -> std::io::Result<()> {
+/// Reads the configuration again and puts it in force.
+async fn reload(app: &App, args: &Args) -> Result<(), String> {
+    let reloaded = match args.configuration() {
+        Ok(config) => {
+            config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            app.reload(&config).await
+        }
+        Err(problems) => Err(problems),
+    };
+    match &reloaded {
+        Ok(()) => tracing::info!("configuration reloaded"),
+        Err(why) => tracing::error!("configuration not reloaded, the old one stays: {why}"),
+    }
+    reloaded
+}
+
+async fn run(mut app: App, signals: Signals, args: &Args) -> std::io::Result<()> {
     let Signals { mut hup, mut term, mut int } = signals;
     tracing::info!(address = %app.listen, "listening");
     if let Some(address) = app.management {
@@ -74,16 +90,11 @@ async fn run(app: App, signals: Signals, args: &Args) -> std::io::Result<()> {
     tracing::info!(address = %app.admin, "admin");
     loop {
         tokio::select! {
-            _ = hup.recv() => match args.configuration() {
-                Ok(config) => {
-                    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-                    match app.reload(&config).await {
-                        Ok(()) => tracing::info!("configuration reloaded"),
-                        Err(why) => tracing::error!("configuration not reloaded, the old one stays: {why}"),
-                    }
-                }
-                Err(problems) => tracing::error!("configuration not reloaded, the old one stays: {problems}"),
-            },
+            _ = hup.recv() => drop(reload(&app, args).await),
+            Some(asked) = app.reloads.recv() => {
+                // Who asked may have left.
+                let _ = asked.send(reload(&app, args).await);
+            }
             _ = term.recv() => break,
             _ = int.recv() => break,
         }

@@ -2,9 +2,11 @@
 //! Keys are our own, so a cancel reaches only what this client runs now. In a fleet the process id names the data plane,
 //! and what is another's is handed over. Never holds a lock while it waits.
 
+use crate::pool::Identity;
 use crate::server::{ServerIdent, clean};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -35,6 +37,11 @@ pub struct SessionHandle {
     waker: Mutex<Option<Waker>>,
     draining: Arc<OnceLock<Instant>>,
     cancelled: AtomicBool,
+    /// An operator ends the session.
+    killed: AtomicBool,
+    client: OnceLock<ClientFacts>,
+    /// When the client last asked for something, in microseconds after `client` was set.
+    asked: AtomicU64,
     target: Mutex<Target>,
 }
 
@@ -43,8 +50,45 @@ struct Target {
     server: Option<Arc<ServerIdent>>,
     /// Cancel requests on their way to `server`.
     in_flight: u32,
-    /// The session waits for a server connection.
-    queued: bool,
+    /// Since when the session waits for a server connection.
+    queued: Option<Instant>,
+}
+
+/// Who a session's client is; said once, when it has logged in.
+pub struct ClientFacts {
+    /// Its user, database and startup parameters.
+    pub identity: Arc<Identity>,
+    /// What it is to the data plane.
+    pub kind: ClientKind,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// Our end of the connection.
+    pub local: Option<SocketAddr>,
+    /// Its TLS in words; empty: none.
+    pub tls: String,
+    /// When it logged in.
+    pub since: Instant,
+}
+
+/// What a client is to the data plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientKind {
+    /// It uses server connections of the pools.
+    Pooled,
+    /// It has a server connection of its own, for replication.
+    Replication,
+    /// It uses the admin console.
+    Console,
+}
+
+/// A session as an operator is shown it.
+pub struct Seen {
+    /// The session.
+    pub handle: Arc<SessionHandle>,
+    /// The server connection that it holds.
+    pub server: Option<Arc<ServerIdent>>,
+    /// Since when it waits for one.
+    pub queued: Option<Instant>,
 }
 
 /// Sessions by process id.
@@ -112,6 +156,9 @@ impl Registry {
             waker: Mutex::new(None),
             draining: Arc::clone(&self.draining),
             cancelled: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
+            client: OnceLock::new(),
+            asked: AtomicU64::new(0),
             target: Mutex::default(),
         });
         sessions.insert(pid, Arc::clone(&handle));
@@ -197,6 +244,22 @@ impl Registry {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Every session whose client has logged in.
+    #[must_use]
+    pub fn seen(&self) -> Vec<Seen> {
+        let handles: Vec<_> =
+            self.sessions.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let known = handles.into_iter().filter(|handle| handle.client().is_some());
+        known
+            .map(|handle| {
+                let target = handle.target.lock().unwrap_or_else(PoisonError::into_inner);
+                let (server, queued) = (target.server.clone(), target.queued);
+                drop(target);
+                Seen { handle, server, queued }
+            })
+            .collect()
+    }
+
     /// Whether there is no session.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -215,6 +278,43 @@ impl SessionHandle {
     /// The session's task, for wake-ups.
     pub fn set_waker(&self, waker: &Waker) {
         *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+    }
+
+    /// Says who the client is; once.
+    pub fn describe(&self, facts: ClientFacts) {
+        let _ = self.client.set(facts);
+    }
+
+    /// Who the client is; `None`: it is still logging in.
+    #[must_use]
+    pub fn client(&self) -> Option<&ClientFacts> {
+        self.client.get()
+    }
+
+    /// The client asks for something now.
+    pub fn note_request(&self, now: Instant) {
+        if let Some(client) = self.client.get() {
+            let after = now.saturating_duration_since(client.since).as_micros();
+            self.asked.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// When the client last asked for something, since it logged in.
+    #[must_use]
+    pub fn last_request(&self) -> Duration {
+        Duration::from_micros(self.asked.load(Ordering::Relaxed))
+    }
+
+    /// Ends the session at once, whatever it does.
+    pub fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Whether an operator ends the session.
+    #[must_use]
+    pub fn killed(&self) -> bool {
+        self.killed.load(Ordering::Relaxed)
     }
 
     /// Whether the data plane stops.
@@ -236,7 +336,7 @@ impl SessionHandle {
 
     /// The session waits for a server connection, or no longer.
     pub fn set_queued(&self, queued: bool) {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).queued = queued;
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).queued = queued.then(Instant::now);
         if !queued {
             self.cancelled.store(false, Ordering::Release);
         }
@@ -258,7 +358,7 @@ impl SessionHandle {
         let server = {
             let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(server) = target.server.clone() else {
-                if target.queued {
+                if target.queued.is_some() {
                     self.cancelled.store(true, Ordering::Release);
                     drop(target);
                     self.wake();
@@ -346,7 +446,7 @@ mod tests {
         let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let registered = Arc::new(Registry::default()).register(0x0003_0000);
         let addr = silent.local_addr().unwrap();
-        registered.handle.set_server(&Arc::new(ServerIdent { addr, pid: 1, key: vec![0; 4], sealing: None }));
+        registered.handle.set_server(&Arc::new(ServerIdent::new((addr, None), (1, vec![0; 4]), None)));
         let count = || registered.handle.target.lock().unwrap().in_flight;
         {
             let mut context = Context::from_waker(Waker::noop());

@@ -3,8 +3,10 @@
 //! only module that starts either.
 
 mod explain;
+mod orders;
 
 use self::explain::explain;
+use crate::console::Obey;
 use crate::control::alone::{Arbiter, StartArbiter};
 use crate::control::{self, BEAT, Link, QUICK_BEAT, StatusOf};
 use crate::worker::{Shared, TellEvidence};
@@ -95,6 +97,16 @@ impl Standalone {
     /// It is no valid configuration, or cannot be stored.
     pub async fn reload(&self, text: &str) -> Result<(), Refusal> {
         self.core.keeper.apply_file(text).await.map(|_| ())
+    }
+
+    /// Carries out orders of the console, as those of `heliosctl`.
+    #[must_use]
+    pub fn obey(&self) -> Obey {
+        let (keeper, feed) = (Arc::clone(&self.core.keeper), Arc::clone(&self.core.feed));
+        Box::new(move |ordered| {
+            let (keeper, feed) = (Arc::clone(&keeper), Arc::clone(&feed));
+            Box::pin(async move { orders::obey(&keeper, &feed, ordered).await })
+        })
     }
 
     /// Where sessions report what they saw of a node; never waits.

@@ -88,6 +88,14 @@ impl Stream {
         self.tls.is_some()
     }
 
+    /// Its TLS in words, such as `TLSv1_3/TLS13_AES_256_GCM_SHA384`; empty: none.
+    #[must_use]
+    pub fn tls_words(&self) -> String {
+        let known =
+            self.tls().and_then(|tls| Some((tls.protocol_version()?, tls.negotiated_cipher_suite()?)));
+        known.map_or_else(String::new, |(version, suite)| format!("{version:?}/{:?}", suite.suite()))
+    }
+
     /// Whether bytes that were written wait for the socket.
     #[must_use]
     pub fn is_behind(&self) -> bool {

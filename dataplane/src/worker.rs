@@ -3,6 +3,7 @@
 
 use crate::auth::Auth;
 use crate::cache::{Cache as Answers, Readings};
+use crate::console::Desk;
 use crate::lanes::Lanes;
 use crate::legs::ClientLeg;
 use crate::metrics::Counters;
@@ -43,6 +44,8 @@ pub struct Shared {
     pub evidence: TellEvidence,
     /// Client counts by user, database and address.
     pub clients: Arc<crate::limits::Clients>,
+    /// For clients of the admin console.
+    pub console: Arc<Desk>,
     /// Tasks that outlive their session: clean-ups.
     pub cleanups: TaskTracker,
 }

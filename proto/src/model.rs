@@ -287,6 +287,24 @@ pub struct AuthSettings {
     pub hba: Vec<HbaRule>,
 }
 
+/// `[console]`: who may use the admin console. Without anybody there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConsoleSettings {
+    /// Roles that may look and change.
+    pub admins: Vec<String>,
+    /// Roles that may look.
+    pub viewers: Vec<String>,
+}
+
+/// What a role may do on the admin console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsoleAccess {
+    /// Look.
+    Viewer,
+    /// Also change.
+    Admin,
+}
+
 /// `auth_query` and what goes with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthQuery {
@@ -430,6 +448,8 @@ pub struct Settings {
     pub limits: Limits,
     /// `[auth]`
     pub auth: AuthSettings,
+    /// `[console]`
+    pub console: ConsoleSettings,
     /// `[[users]]`
     pub users: Vec<User>,
     /// `[[databases]]`
@@ -522,6 +542,27 @@ pub enum Evidence {
     ConnectionLost,
     /// A new or pooled connection reported `in_hot_standby`.
     InHotStandby(bool),
+}
+
+// === impl ConsoleSettings ===
+
+impl ConsoleSettings {
+    /// Whether there is a console.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        !self.admins.is_empty() || !self.viewers.is_empty()
+    }
+
+    /// What a role may do there; `None`: nothing.
+    #[must_use]
+    pub fn access(&self, role: &[u8]) -> Option<ConsoleAccess> {
+        let among = |names: &[String]| names.iter().any(|name| name.as_bytes() == role);
+        match (among(&self.admins), among(&self.viewers)) {
+            (true, _) => Some(ConsoleAccess::Admin),
+            (false, true) => Some(ConsoleAccess::Viewer),
+            (false, false) => None,
+        }
+    }
 }
 
 // === impl NodeName ===

@@ -1,5 +1,5 @@
 //! Harness: real PostgreSQL clusters ([`Cluster`]), the proxy as a process ([`Proxy`]), control planes for a fleet of
-//! them ([`ControlPlane`]), etcd behind these ([`Etcd`]), clusters that Patroni leads ([`Patroni`]), clients
+//! them ([`ControlPlane`]), etcd behind these ([`Etcd`]), clusters that Patroni leads ([`Patroni`]), PgBouncer to be compared with ([`PgBouncer`]), clients
 //! that check every answer ([`Load`], [`soak`], [`races`]), networks that can be cut ([`Net`]), and a client that sends any bytes
 //! ([`Raw`]). Everything that it starts ends with the test process, also when that is killed ([`guard`]).
 //! Never mocks a server, never waits a fixed time: it asks again until an answer is there or a deadline has passed.
@@ -17,6 +17,7 @@ pub mod http;
 pub mod load;
 pub mod net;
 pub mod patroni;
+pub mod pgbouncer;
 pub mod pki;
 pub mod programs;
 pub mod prometheus;
@@ -38,6 +39,7 @@ pub use heliosctl::Heliosctl;
 pub use load::Load;
 pub use net::Net;
 pub use patroni::Patroni;
+pub use pgbouncer::{Exporter, PgBouncer};
 pub use pki::Pki;
 pub use programs::Programs;
 pub use prometheus::Prometheus;

@@ -14,6 +14,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
         &[
             "auth",
             "cache",
+            "console",
             "control",
             "http",
             "lanes",
@@ -31,6 +32,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
     ("cache", &["metrics", "pool", "route", "server", "session", "worker"]),
     ("cache_off", &["pool", "route", "server", "session", "worker"]),
     ("cli", &["logging"]),
+    ("console", &["pool", "registry", "server", "stream", "worker"]),
     ("control", &["listener", "metrics", "pool", "registry", "worker"]),
     ("descriptors", &[]),
     ("http", &["cache", "control", "descriptors", "listener", "metrics", "pool", "route", "worker"]),
@@ -43,7 +45,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
     ("main", &[]),
     ("metrics", &["control", "pool", "route"]),
     ("pool", &["legs", "route", "server", "statements", "stream"]),
-    ("registry", &["server"]),
+    ("registry", &["pool", "server"]),
     ("route", &[]),
     ("server", &["descriptors", "legs", "pool", "statements", "stream"]),
     (
@@ -51,6 +53,7 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
         &[
             "auth",
             "cache",
+            "console",
             "descriptors",
             "lanes",
             "legs",
@@ -66,12 +69,24 @@ const DATA_PLANE: &[(&str, &[&str])] = &[
         ],
     ),
     ("spread", &[]),
-    ("standalone", &["control", "pool", "route", "worker"]),
+    ("standalone", &["console", "control", "pool", "route", "worker"]),
     ("statements", &[]),
     ("stream", &[]),
     (
         "worker",
-        &["auth", "cache", "lanes", "legs", "limits", "metrics", "pool", "registry", "route", "statements"],
+        &[
+            "auth",
+            "cache",
+            "console",
+            "lanes",
+            "legs",
+            "limits",
+            "metrics",
+            "pool",
+            "registry",
+            "route",
+            "statements",
+        ],
     ),
 ];
 

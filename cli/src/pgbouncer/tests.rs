@@ -22,10 +22,12 @@ auth_user = lookup
 server_tls_sslmode = verify-full
 server_tls_ca_file = /etc/ca.pem
 idle_transaction_timeout = 1.5
-admin_users = root
+admin_users = root, app
+stats_users = pgbouncer
 future_setting = 1
 ";
-const USERS: &str = "\"app\" \"pa\"\"ss${x}\"\n\"old\" \"md5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"\n";
+const USERS: &str =
+    "\"app\" \"pa\"\"ss${x}\"\n\"pgbouncer\" \"watch\"\n\"old\" \"md5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"\n";
 
 fn parsed(toml: &str) -> config::Config {
     config::parse(toml, "made", &|_| None).unwrap_or_else(|report| panic!("{report:?} in {toml}"))
@@ -50,19 +52,29 @@ fn what_has_a_counterpart_is_converted_and_the_rest_is_noted() {
         "pool_size = 5",
         "auth_user = \"lookup\"",
         "tls_ca_file = \"/etc/ca.pem\"",
+        "admin_users = [\"root\", \"app\"]",
+        "stats_users = [\"pgbouncer\"]",
+        "password = \"watch\"",
     ] {
         assert!(made.toml.lines().any(|made| made == line), "{line} in {}", made.toml);
     }
-    for words in [
-        "an other",
-        "admin_users",
-        "line 17: future_setting",
-        "1 users",
-        "auth_password",
-        "max_pool_size = 50",
-    ] {
+    for words in ["an other", "line 18: future_setting", "1 users", "auth_password", "max_pool_size = 50"] {
         assert!(made.notes.iter().any(|note| note.contains(words)), "{words} in {:#?}", made.notes);
     }
+}
+
+#[test]
+fn only_who_cannot_prove_a_role_without_a_server_is_noted_for_the_console() {
+    let ini = "[databases]\na = host=x\n[pgbouncer]\nadmin_users = ops\n";
+    let noted = |ini: &str, users| {
+        let made = convert(ini, users).unwrap();
+        parsed(&made.toml);
+        made.notes.iter().filter(|note| note.contains("console")).count()
+    };
+    assert_eq!(noted(ini, None), 1);
+    assert_eq!(noted(ini, Some("\"ops\" \"secret\"")), 0);
+    assert_eq!(noted(ini, Some("\"ops\" \"md5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"")), 1);
+    assert_eq!(noted(&format!("{ini}auth_user = lookup\n"), None), 0);
 }
 
 #[test]

@@ -77,6 +77,43 @@ impl Change {
     }
 }
 
+/// What an operator who comes another way than by gRPC has done.
+#[derive(Debug)]
+pub enum ByHand {
+    /// This to the marks of every node.
+    Marks(fn(&mut NodeOps)),
+    /// Something elsewhere, with this outcome, to be written down.
+    Elsewhere(String),
+}
+
+/// A change by an operator who comes another way than by gRPC, noted like every other.
+///
+/// # Errors
+/// It was not made.
+pub async fn by_hand(
+    (keeper, feed): (&Keeper, &Feed),
+    (caller, verb, detail): (Caller, &'static str, String),
+    what: ByHand,
+) -> Result<Changed, Refusal> {
+    let change = Change { caller, verb, detail, wait: None };
+    let set = match what {
+        ByHand::Marks(set) => set,
+        ByHand::Elsewhere(outcome) => {
+            change.note(keeper, feed, (&outcome, false)).await;
+            return Ok(Changed::default());
+        }
+    };
+    let marked = keeper.mark(Some(change.record("ok".to_owned())), |spec, ops| {
+        spec.nodes.iter().for_each(|node| set(ops.entry(node.name.clone()).or_default()));
+        Ok(())
+    });
+    let result = marked.await;
+    let outcome = result.as_ref().map_or_else(Refusal::to_string, |_| "ok".to_owned());
+    let audited = result.as_ref().is_ok_and(|changed| changed.audited);
+    change.note(keeper, feed, (&outcome, audited)).await;
+    result
+}
+
 impl Service {
     /// Tells of a change, and waits for the data planes.
     pub(super) async fn finish(

@@ -30,6 +30,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 
 use auth::{Door, Guarded};
+pub use changes::{ByHand, by_hand};
 
 /// How often the peer of a silent connection is asked whether it lives, and how long it may think.
 const PING: Duration = Duration::from_secs(5);

@@ -4,12 +4,13 @@
 //! Startup parameters are part of the key: a server connection is opened with exactly the parameters of the
 //! clients that use it, so settings from the startup packet hold and nothing needs replaying (decision 0003).
 
+use super::database::DatabaseState;
 use crate::route::UserFunctions;
 use crate::server::Credential;
 use helios_pgwire::backend;
 use helios_pgwire::login::Welcome;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Name and value pairs.
@@ -31,6 +32,10 @@ pub struct Identity {
     pub epoch: u64,
     /// What is known of the functions of the database.
     pub functions: Arc<UserFunctions>,
+    /// What is counted and ordered for the database.
+    pub state: Arc<DatabaseState>,
+    /// Places that its connections have in pools: open, or being opened.
+    places: AtomicU32,
     welcome: Mutex<Option<Arc<Greeting>>>,
 }
 
@@ -56,6 +61,9 @@ pub struct Greeting {
 pub struct Identities {
     known: Mutex<HashMap<Key, Weak<Identity>>>,
     functions: Mutex<HashMap<Vec<u8>, Weak<UserFunctions>>>,
+    databases: Mutex<HashMap<Vec<u8>, Weak<DatabaseState>>>,
+    /// Those that are there, because a server has let somebody in or the configuration has them: their counts last.
+    lasting: Mutex<BTreeMap<Vec<u8>, Arc<DatabaseState>>>,
     next: AtomicU64,
 }
 
@@ -91,6 +99,8 @@ impl Identities {
             credential: Arc::clone(credential),
             epoch,
             functions: self.functions(database),
+            state: self.database(database),
+            places: AtomicU32::new(0),
             welcome: Mutex::new(None),
         });
         known.insert(key, Arc::downgrade(&identity));
@@ -109,6 +119,8 @@ impl Identities {
             credential: Arc::new(Credential::Nothing),
             epoch: 0,
             functions: Arc::default(),
+            state: self.database(database),
+            places: AtomicU32::new(0),
             welcome: Mutex::new(None),
         })
     }
@@ -126,15 +138,71 @@ impl Identities {
         known
     }
 
+    /// What is counted and ordered for a database. A name that nobody uses any more, and that no server has confirmed, is
+    /// forgotten: clients may send any.
+    fn database(&self, database: &[u8]) -> Arc<DatabaseState> {
+        let mut databases = self.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = databases.get(database).and_then(Weak::upgrade) {
+            return known;
+        }
+        databases.retain(|_, known| known.strong_count() > 0);
+        let state = Arc::default();
+        databases.insert(database.to_vec(), Arc::downgrade(&state));
+        state
+    }
+
+    /// The state of a database that is there: its counts and orders last as long as the process.
+    pub fn keep_database(&self, database: &[u8]) -> Arc<DatabaseState> {
+        let mut lasting = self.lasting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lasting.get(database) {
+            return Arc::clone(known);
+        }
+        let state = self.database(database);
+        lasting.insert(database.to_vec(), Arc::clone(&state));
+        state
+    }
+
+    /// Databases that are there, by name.
+    #[must_use]
+    pub fn kept_databases(&self) -> BTreeMap<Vec<u8>, Arc<DatabaseState>> {
+        self.lasting.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Identities that a session or a connection still uses.
+    #[must_use]
+    pub fn in_use(&self) -> Vec<Arc<Identity>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.values().filter_map(Weak::upgrade).collect()
+    }
+
     /// Identities that a session or a connection still uses and that a backend has greeted.
     #[must_use]
     pub fn live(&self) -> Vec<Arc<Identity>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.values().filter_map(Weak::upgrade).filter(|identity| identity.greeting().is_some()).collect()
+        let mut live = self.in_use();
+        live.retain(|identity| identity.greeting().is_some());
+        live
     }
 }
 
 impl Identity {
+    /// Places that its connections have in pools: open, or being opened.
+    #[must_use]
+    pub fn places(&self) -> u32 {
+        self.places.load(Ordering::Relaxed)
+    }
+
+    /// One more connection has a place in a pool.
+    pub fn take_place(&self) {
+        self.places.fetch_add(1, Ordering::Relaxed);
+        self.state.take_place();
+    }
+
+    /// One place fewer.
+    pub fn give_place(&self) {
+        self.places.fetch_sub(1, Ordering::Relaxed);
+        self.state.give_place();
+    }
+
     /// What the backend said at login, if a connection was opened yet.
     #[must_use]
     pub fn greeting(&self) -> Option<Arc<Greeting>> {

@@ -4,6 +4,7 @@
 //! Never parses SQL; never waits while holding a lock.
 
 pub mod catalog;
+pub mod database;
 pub mod identity;
 pub mod node;
 pub mod sweep;

@@ -99,8 +99,8 @@ pub enum Checkout {
 pub struct Slot {
     pool: Arc<NodePool>,
     identity: Arc<Identity>,
-    /// Of the pool's orders to reconnect, when the place was taken.
-    generation: u64,
+    /// Of the orders to reconnect for the node and for the database, when the place was taken.
+    generation: (u64, u64),
     /// How often the pool's connections had been cut when the place was taken.
     cuts: u64,
     /// The pool's own handle on the connection.
@@ -206,7 +206,7 @@ impl NodePool {
             return Checkout::Retired;
         }
         let mut inner = self.lock();
-        if self.orders.paused() {
+        if self.orders.paused() || request.identity.state.paused() {
             inner.enqueue(request);
             return Checkout::Wait;
         }
@@ -256,13 +256,14 @@ impl NodePool {
         let expired = conn.expires.is_some_and(|at| at <= now);
         let mut inner = self.lock();
         let over = self.excess(&inner, now) > 0;
-        let old = conn.slot.generation != self.orders.generation();
+        let old = conn.slot.generation != self.generation(&conn.identity);
         // A server that is told to stop waits for the last of its connections.
         if expired || over || old || self.is_down() || self.retired.load(Ordering::Relaxed) {
             drop(inner);
             return conn.close();
         }
-        let pick = if self.orders.paused() { Pick::Nobody } else { inner.pick(&conn, now) };
+        let nobody = inner.queue.is_empty() || self.orders.paused() || conn.identity.state.paused();
+        let pick = if nobody { Pick::Nobody } else { inner.pick(&conn, now) };
         match pick {
             Pick::Same(at) => {
                 let queued = inner.queue.remove(at);
@@ -396,6 +397,7 @@ impl NodePool {
         let enough = idle >= usize::try_from(least).unwrap_or(usize::MAX);
         if enough
             || self.orders.paused()
+            || identity.state.paused()
             || !inner.has_room(self.allowed(&inner), identity, caps)
             || self.is_suspect()
             || inner.ask(identity) != Answer::Open
@@ -416,7 +418,9 @@ impl NodePool {
         }
         let max = self.allowed(&inner);
         let room = |queued: &Queued| {
-            inner.has_room(max, &queued.identity, queued.caps) && inner.admits(&queued.identity)
+            !queued.is_paused()
+                && inner.has_room(max, &queued.identity, queued.caps)
+                && inner.admits(&queued.identity)
         };
         let next = inner.queue.iter().position(room).filter(|_| !self.orders.paused());
         let granted = next.and_then(|at| inner.queue.remove(at));
@@ -439,7 +443,8 @@ impl NodePool {
 impl Slot {
     /// A place for a connection of this identity, just taken.
     pub(super) fn new(pool: &Arc<NodePool>, identity: &Arc<Identity>) -> Self {
-        let (generation, cuts) = (pool.orders.generation(), pool.cords.cuts());
+        let (generation, cuts) = (pool.generation(identity), pool.cords.cuts());
+        identity.take_place();
         Self {
             pool: Arc::clone(pool),
             identity: Arc::clone(identity),
@@ -487,6 +492,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.set_resting(false);
+        self.identity.give_place();
         let socket = self.cord.and_then(|cord| self.pool.cords.release(cord));
         match socket {
             Some(socket) if self.pool.is_budgeted() => leave::see_off(&self.pool, &self.identity, socket),

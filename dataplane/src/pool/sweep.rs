@@ -132,9 +132,10 @@ pub fn established(
     slot.admit();
     let addr = io.tcp().peer_addr().unwrap_or_else(|_| ([0, 0, 0, 0], 0).into());
     let now = Instant::now();
+    let ident = ServerIdent::new((addr, Some(&io)), (welcome.pid, welcome.key.clone()), sealing);
     Box::new(ServerConn {
         io,
-        ident: Arc::new(ServerIdent { addr, pid: welcome.pid, key: welcome.key.clone(), sealing }),
+        ident: Arc::new(ident),
         identity,
         worker,
         expires: lifetime.and_then(|limit| now.checked_add(jitter(limit, welcome.pid))),

@@ -11,21 +11,48 @@ use helios_pgwire::frontend;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A connection that idled longer is asked for its state at checkout; below that its last use just proved it.
 const FRESH: Duration = Duration::from_millis(1);
 
-/// What a cancel request must name. Has no Debug: its key is a secret.
+/// What a cancel request must name, and what an operator is shown. Has no Debug: its key is a secret.
 pub struct ServerIdent {
+    /// Unique in this process.
+    pub id: u64,
     /// Address that the connection really has.
     pub addr: SocketAddr,
+    /// Our end of it.
+    pub local: Option<SocketAddr>,
+    /// When it was opened.
+    pub since: Instant,
     /// Process id of the backend.
     pub pid: u32,
     /// Secret of the backend.
     pub key: Vec<u8>,
     /// The TLS that the connection has.
     pub sealing: Option<Sealing>,
+    /// The same in words; empty: none.
+    pub tls: String,
+}
+
+/// Numbers for [`ServerIdent`].
+static IDENTS: AtomicU64 = AtomicU64::new(1);
+
+impl ServerIdent {
+    /// A connection to this address that has just logged in.
+    #[must_use]
+    pub fn new(
+        (addr, io): (SocketAddr, Option<&Stream>),
+        (pid, key): (u32, Vec<u8>),
+        sealing: Option<Sealing>,
+    ) -> Self {
+        let local = io.and_then(|io| io.tcp().local_addr().ok());
+        let tls = io.map(Stream::tls_words).unwrap_or_default();
+        let id = IDENTS.fetch_add(1, Ordering::Relaxed);
+        Self { id, addr, local, since: Instant::now(), pid, key, sealing, tls }
+    }
 }
 
 /// A logged-in server connection.

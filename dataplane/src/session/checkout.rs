@@ -17,7 +17,7 @@ use helios_proto::model::{PoolMode, ReadYourWrites};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::ReadBuf;
 
 /// What a poll found out for the search that goes on outside it.
@@ -88,7 +88,7 @@ impl Session {
         match pool.checkout(&request) {
             Checkout::Ready(conn) => match conn.adopt(self.worker.id) {
                 Ok(conn) if self.is_dressed(&conn) => {
-                    self.worker.counters.acquire.observe(std::time::Duration::ZERO);
+                    self.worker.counters.acquire.observe(Duration::ZERO);
                     self.bind(conn, node, &view);
                     Ok(true)
                 }
@@ -173,7 +173,7 @@ impl Session {
         self.refresh(&view);
         match conn.adopt(self.worker.id) {
             Ok(conn) if self.is_dressed(&conn) => {
-                self.worker.counters.acquire.observe(since.elapsed());
+                self.note_wait(since.elapsed());
                 self.bind(conn, node, &view);
                 Ok(())
             }
@@ -183,6 +183,12 @@ impl Session {
             }
             Err(_) => self.leave_to_acquire(Lead::since(since)).map(drop),
         }
+    }
+
+    /// Counts a wait for a server connection.
+    pub(super) fn note_wait(&self, waited: Duration) {
+        self.worker.counters.acquire.observe(waited);
+        self.tally.waited(waited);
     }
 
     /// Whether a connection has the settings of this session.
@@ -197,7 +203,7 @@ impl Session {
 
     fn fail_place(&mut self, error: &PgError) {
         if let Some(place) = &self.place {
-            self.worker.counters.acquire.observe(place.since.elapsed());
+            self.note_wait(place.since.elapsed());
         }
         self.leave_queue();
         self.fail(error);

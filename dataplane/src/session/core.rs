@@ -95,6 +95,15 @@ pub struct Cut {
     pub insert: Vec<u8>,
 }
 
+/// What has ended on the server's side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Answers that are complete, up to their ReadyForQuery.
+    pub answers: u32,
+    /// Of these, those after which there is no transaction.
+    pub transactions: u32,
+}
+
 /// One session's protocol state.
 pub struct Core {
     mode: PoolMode,
@@ -141,8 +150,8 @@ pub struct Core {
     waits_for_name: bool,
     /// What the server connection held has prepared.
     prepared: Prepared,
-    /// A ReadyForQuery came since it was last asked for.
-    ended: bool,
+    /// What has ended since it was last asked for.
+    ended: Ended,
     /// A CommandComplete or a ReadyForQuery came since it was last asked for.
     told: bool,
     /// A run is sent only when everything before it is answered: the session is to end between two of them.
@@ -196,7 +205,7 @@ impl Core {
             names: Names::default(),
             waits_for_name: false,
             prepared: Prepared::default(),
-            ended: false,
+            ended: Ended::default(),
             told: false,
             one_by_one: false,
         }
@@ -282,8 +291,8 @@ impl Core {
         self.server_skip > 0 && self.held == 0
     }
 
-    /// Whether a statement, or a run of them, has ended since the last call.
-    pub fn take_ended(&mut self) -> bool {
+    /// What has ended since the last call.
+    pub fn take_ended(&mut self) -> Ended {
         std::mem::take(&mut self.ended)
     }
 
@@ -437,7 +446,7 @@ impl Core {
     /// Nothing that is on its way will be answered.
     fn forget_pending(&mut self) {
         self.discarding = false;
-        self.ended = false;
+        self.ended = Ended::default();
         self.names.failed(u32::MAX, &mut self.prepared);
     }
 

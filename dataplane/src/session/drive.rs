@@ -7,6 +7,7 @@ use super::leg::{KEEP, Leg};
 use super::run::Judge;
 use super::tied::Tied;
 use crate::cache::{Desk, Watch};
+use crate::pool::database::Tally;
 use crate::pool::view::SessionSettings;
 use crate::pool::{Identity, View, Waiter};
 use crate::registry::SessionHandle;
@@ -70,6 +71,10 @@ pub struct Session {
     pub(super) look: bool,
     /// When the statement that runs now was sent.
     pub(super) started: Option<Instant>,
+    /// When the transaction that goes on now began.
+    pub(super) began: Option<Instant>,
+    /// Where the worker counts for the session's database.
+    pub(super) tally: Arc<Tally>,
     /// When the session last waited for its client.
     pub(super) rested: Instant,
     pub(super) last_write: Option<Instant>,
@@ -145,6 +150,7 @@ impl Session {
             Poll::Ready(_) => return Err(Step::ServerLost(None)),
             Poll::Pending => return Ok(false),
         };
+        self.tally.sent(n);
         let fresh = bench.scratch.get(..n).unwrap_or_default();
         if self.to_server.inbox.is_empty() {
             let consumed = self.take_from_server(cx, fresh)?;
@@ -230,16 +236,24 @@ impl Session {
         let ledger = self.core.ledger();
         self.look |= ledger.settled() || ledger.copy_in() || ledger.unsynced() || self.core.waits_for_name();
         let (ended, settled) = (self.core.take_ended(), self.core.ledger().settled());
-        if !ended && !settled {
+        if ended.answers == 0 && !settled {
             return;
         }
         let now = Instant::now();
         if let Some(started) = self.started.take() {
-            self.worker.counters.query.observe(now.saturating_duration_since(started));
+            let took = now.saturating_duration_since(started);
+            self.worker.counters.query.observe(took);
+            self.tally.answered(ended.answers, took);
+        }
+        if ended.transactions > 0
+            && let Some(began) = self.began.take()
+        {
+            self.tally.ended(ended.transactions, now.saturating_duration_since(began));
         }
         if !settled {
             // The next of a pipeline has its own time.
             self.started = Some(now);
+            self.began.get_or_insert(now);
             return;
         }
         self.rested = now;
@@ -328,7 +342,7 @@ impl Session {
         if self.stalled() {
             return Ok(false);
         }
-        let n = match self.client.poll_read(cx, &mut bench.scratch) {
+        let n = match self.read_client(cx, &mut bench.scratch) {
             Poll::Ready(Ok(0)) => {
                 self.eof = true;
                 return Ok(true);
@@ -358,6 +372,15 @@ impl Session {
                 Err(step)
             }
         }
+    }
+
+    /// Reads from the client, and counts what came.
+    fn read_client(&mut self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<std::io::Result<usize>> {
+        let read = self.client.poll_read(cx, into);
+        if let Poll::Ready(Ok(n)) = &read {
+            self.tally.received(*n);
+        }
+        read
     }
 
     /// The client sends no more: what can end is waited for, what needs more of it cannot.
@@ -486,7 +509,10 @@ impl Session {
         }
         self.note_counts();
         if self.started.is_none() {
-            self.started = Some(Instant::now());
+            let now = Instant::now();
+            self.started = Some(now);
+            self.began.get_or_insert(now);
+            self.handle.note_request(now);
         }
         let Some(server) = &mut self.server else { return Ok(()) };
         server.slot.set_resting(false);

@@ -22,7 +22,7 @@ use helios_pgwire::scram::MECHANISM;
 use helios_pgwire::startup::Startup;
 use helios_pgwire::{PgError, Severity, backend, md5};
 use helios_proto::model::{Evidence, NodeState, Settings};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,10 +70,10 @@ impl<'a> Login<'a> {
         worker: &'a Arc<Worker>,
         lobby: &'a mut Lobby,
         startup: &'a Startup,
-        peer: IpAddr,
+        peer: SocketAddr,
     ) -> Self {
         let deadline = Instant::now() + longest(worker.shared.pools.view().settings());
-        Self { worker, lobby, startup, peer, deadline }
+        Self { worker, lobby, startup, peer: peer.ip(), from: peer, deadline }
     }
 
     /// Whether servers have been waited for long enough.

@@ -21,7 +21,7 @@ use helios_pgwire::{ErrorFields, PgError, md5};
 use helios_proto::config::TlsMode;
 use helios_proto::model::{AuthQuery, HbaMethod, UserProof};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq as _;
@@ -129,6 +129,8 @@ pub struct Login<'a> {
     pub startup: &'a Startup,
     /// Where it comes from.
     pub peer: IpAddr,
+    /// The same with its port.
+    pub from: SocketAddr,
     /// Until when servers are waited for.
     pub deadline: Instant,
 }
@@ -234,7 +236,7 @@ impl Login<'_> {
     }
 
     /// What `[[hba]]` says of this client.
-    fn admitted(&self, view: &View) -> Result<HbaMethod, Refusal> {
+    pub(super) fn admitted(&self, view: &View) -> Result<HbaMethod, Refusal> {
         let Startup { user, database, .. } = self.startup;
         let tls = self.lobby.sealed.is_some();
         let replication = self.startup.replication == Replication::Physical;
@@ -243,7 +245,7 @@ impl Login<'_> {
     }
 
     /// The client's certificate has to be the role's.
-    fn check_certificate(&self) -> Result<(), Refusal> {
+    pub(super) fn check_certificate(&self) -> Result<(), Refusal> {
         let user = &self.startup.user;
         if self.lobby.sealed.as_ref().is_some_and(|sealed| sealed.is_of(user)) {
             return Ok(());
@@ -358,7 +360,7 @@ impl Login<'_> {
     }
 
     /// SCRAM with the client, the proxy in the server's role.
-    async fn scram(&mut self, verifier: Verifier) -> Result<helios_pgwire::scram::Keys, Refusal> {
+    pub(super) async fn scram(&mut self, verifier: Verifier) -> Result<helios_pgwire::scram::Keys, Refusal> {
         let mut out = Vec::new();
         let binding = self.lobby.sealed.as_ref().and_then(|sealed| sealed.binding.clone());
         let offered = match &binding {

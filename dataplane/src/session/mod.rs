@@ -5,6 +5,7 @@
 pub mod acquire;
 pub mod cached;
 pub mod checkout;
+pub mod console;
 pub mod core;
 #[cfg(test)]
 mod core_tests;

@@ -4,7 +4,7 @@
 use super::login::{Login, Refusal};
 use crate::limits::Counted;
 use crate::pool::NodePool;
-use crate::registry::Registered;
+use crate::registry::{ClientFacts, ClientKind, Registered};
 use crate::server::ServerIdent;
 use crate::server::credential::{Credential, Password};
 use crate::server::dial::{Opened, Opening, Secured, Who, dial};
@@ -14,7 +14,7 @@ use helios_pgwire::backend::{self, TxStatus};
 use helios_pgwire::login::Welcome;
 use helios_pgwire::startup::{Replication, Startup, agreed};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
 
 /// How often a connection looks whether it may go on.
@@ -63,6 +63,14 @@ impl Login<'_> {
         counted.replication(limits)?;
         counted.login(limits, user, database)?;
         let registered = self.worker.shared.registry.register(agreed(self.startup.version));
+        registered.handle.describe(ClientFacts {
+            identity: self.worker.shared.identities.provisional(user, database, params),
+            kind: ClientKind::Replication,
+            peer: self.from,
+            local: self.lobby.io.tcp().local_addr().ok(),
+            tls: self.lobby.io.tls_words(),
+            since: Instant::now(),
+        });
         self.welcome_through(&server, &welcome, &registered).await?;
         Ok(Through { server, pool: Arc::clone(pool), registered })
     }
@@ -95,8 +103,8 @@ impl Login<'_> {
         registered: &Registered,
     ) -> Result<(), Refusal> {
         let addr = io.tcp().peer_addr()?;
-        let (pid, key, sealing) = (welcome.pid, welcome.key.clone(), sealing.clone());
-        registered.handle.set_server(&Arc::new(ServerIdent { addr, pid, key, sealing }));
+        let key = (welcome.pid, welcome.key.clone());
+        registered.handle.set_server(&Arc::new(ServerIdent::new((addr, Some(io)), key, sealing.clone())));
         let mut out = Vec::new();
         backend::auth(&mut out, 0, b"");
         for (name, value) in &welcome.parameters {
@@ -126,7 +134,7 @@ impl Through {
                 let view = worker.shared.pools.view();
                 let primary = view.snapshot.primary.and_then(|i| view.pools.get(i));
                 let moved = primary.is_some_and(|primary| !Arc::ptr_eq(primary, &pool));
-                if moved || registered.handle.draining() {
+                if moved || registered.handle.draining() || registered.handle.killed() {
                     return;
                 }
             }

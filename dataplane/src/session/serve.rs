@@ -12,11 +12,12 @@ use super::replication::Through;
 use super::startup::{Greeted, Lobby};
 use super::tied::Tied;
 use crate::cache::Desk;
+use crate::console::{Over, Talk};
 use crate::lanes::Arrival;
 use crate::limits::Counted;
 use crate::metrics::count;
 use crate::pool::Waiter;
-use crate::registry::SessionHandle;
+use crate::registry::{ClientFacts, ClientKind, SessionHandle};
 use crate::server::ServerConn;
 use crate::server::ask::refusal;
 use crate::server::clean::{Leftover, abandon, clean};
@@ -89,6 +90,7 @@ async fn carry_on(mut moving: Box<Moving>) {
 enum Entry {
     Session(LoggedIn),
     Through(Through),
+    Console(Talk),
     /// A cancel request, which has been dealt with.
     Nothing,
 }
@@ -106,7 +108,19 @@ async fn enter(
     let mut lobby = Lobby::new(io);
     let entered = timeout(limit, login(worker, &mut lobby, peer, counted)).await;
     let refusal = match entered {
-        Ok(Ok(Entry::Session(logged_in))) => return Some(Box::new(start(worker, lobby, logged_in))),
+        Ok(Ok(Entry::Session(logged_in))) => {
+            return Some(Box::new(start(worker, lobby, (logged_in, peer))));
+        }
+        Ok(Ok(Entry::Console(talk))) => {
+            let Lobby { mut io, buf, .. } = lobby;
+            let words = match Box::pin(talk.run(&mut io, buf)).await {
+                Over::Gone => return None,
+                Over::Stopped => stops().to_bytes(),
+                Over::Error(error) => error.to_bytes(),
+            };
+            say_goodbye(&mut io, &words, true).await;
+            return None;
+        }
         Ok(Ok(Entry::Through(through))) => {
             through.relay(worker, lobby).await;
             return None;
@@ -144,9 +158,10 @@ async fn login(
             Ok(Entry::Nothing)
         }
         Greeted::Session(startup) => {
-            let mut login = Login::new(worker, lobby, &startup, peer.ip());
+            let mut login = Login::new(worker, lobby, &startup, peer);
             login.negotiate().await?;
             let entered = match startup.replication {
+                Replication::No if login.wants_console() => login.console(counted).await.map(Entry::Console),
                 Replication::No => login.run(counted).await.map(Entry::Session),
                 Replication::Physical | Replication::Logical => {
                     login.replicate(counted).await.map(Entry::Through)
@@ -157,15 +172,30 @@ async fn login(
     }
 }
 
-fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, crate::registry::Registered) {
+fn start(
+    worker: &Arc<Worker>,
+    lobby: Lobby,
+    (logged_in, peer): (LoggedIn, SocketAddr),
+) -> (Session, crate::registry::Registered) {
     let LoggedIn { identity, registered, own } = logged_in;
-    let view = worker.shared.pools.view();
+    let shared = &worker.shared;
+    let view = shared.pools.view();
     let mut settings = view.session_settings(&identity.user, &identity.database);
     if own.is_some() {
         settings.mode = PoolMode::Session;
     }
     let greeting = identity.greeting().unwrap_or_default();
     let desk = Desk::new(worker.shared.answers.as_ref(), &identity.database);
+    // A server has let somebody into the database: it is there.
+    let tally = shared.identities.keep_database(&identity.database).tally(worker.id);
+    registered.handle.describe(ClientFacts {
+        identity: Arc::clone(&identity),
+        kind: ClientKind::Pooled,
+        peer,
+        local: lobby.io.tcp().local_addr().ok(),
+        tls: lobby.io.tls_words(),
+        since: Instant::now(),
+    });
     let mut session = Session {
         worker: Arc::clone(worker),
         handle: Arc::clone(&registered.handle),
@@ -188,6 +218,8 @@ fn start(worker: &Arc<Worker>, lobby: Lobby, logged_in: LoggedIn) -> (Session, c
         eof: false,
         look: true,
         started: None,
+        began: None,
+        tally,
         rested: Instant::now(),
         last_write: None,
         replays: 0,
@@ -293,7 +325,7 @@ async fn acquire(session: &mut Session) -> Result<(), End> {
         }
     };
     session.handle.set_queued(false);
-    session.worker.counters.acquire.observe(started.elapsed());
+    session.note_wait(started.elapsed());
     match result {
         Ok((node, view, conn)) => {
             session.refresh(&view);
@@ -388,6 +420,9 @@ fn at_hand(
 async fn watch(client: &TcpStream, handle: &SessionHandle) -> Lost {
     poll_fn(|cx| {
         handle.set_waker(cx.waker());
+        if handle.killed() {
+            return Poll::Ready(Lost::Failed(Failure::Session(stops().to_bytes())));
+        }
         if handle.take_cancelled() {
             let error = PgError::error("57014", "canceling statement due to user request");
             return Poll::Ready(Lost::Failed(Failure::Statement(Box::new(error))));
@@ -408,7 +443,8 @@ impl Session {
         // Taken out of the old worker's reactor, put into this one's.
         let client = self.client.settle()?;
         let tied = Tied::new(Arc::clone(&worker.counters));
-        Ok(Self { client, waiter: Waiter::new(worker.id), tied, worker, ..self })
+        let tally = self.identity.state.tally(worker.id);
+        Ok(Self { client, tally, waiter: Waiter::new(worker.id), tied, worker, ..self })
     }
 
     /// The statement fails; the session lives. The error goes out behind what the client has not taken yet.
@@ -458,6 +494,7 @@ impl Session {
     fn server_lost(&mut self, message: Option<Vec<u8>>) -> Result<(), End> {
         self.handle.clear_server();
         self.desk.lost();
+        self.began = None;
         let Some(server) = self.server.take() else { return Err(End::Silent) };
         let pool = Arc::clone(server.slot.pool());
         drop(server);
@@ -587,6 +624,9 @@ impl Timer {
         if !self.known {
             session.handle.set_waker(cx.waker());
             self.known = true;
+        }
+        if session.handle.killed() {
+            return Poll::Ready(Event::TimedOut(Box::new(stops())));
         }
         if let Poll::Ready(step) = session.poll(cx) {
             self.known = !matches!(step, Step::Acquire);

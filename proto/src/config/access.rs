@@ -1,10 +1,11 @@
-//! `[auth]` and `[[hba]]`: how clients prove who they are, and which of them may try. Pure.
+//! `[auth]`, `[[hba]]` and `[console]`: how clients prove who they are, which of them may try, and who may use the admin
+//! console. Pure.
 
 use toml::de::DeTable;
 
 use super::keys::Section;
 use super::reader::{Part, Reader};
-use crate::model::{AuthQuery, AuthSettings, Cidr, HbaMethod, HbaRule};
+use crate::model::{AuthQuery, AuthSettings, Cidr, ConsoleSettings, HbaMethod, HbaRule};
 
 /// `[auth]` with the rules of `[[hba]]`.
 pub(super) fn auth(reader: &mut Reader<'_>, root: &DeTable<'_>) -> AuthSettings {
@@ -19,6 +20,12 @@ pub(super) fn auth(reader: &mut Reader<'_>, root: &DeTable<'_>) -> AuthSettings 
         query: query(&mut part),
         hba,
     }
+}
+
+/// `[console]`
+pub(super) fn console(reader: &mut Reader<'_>, root: &DeTable<'_>) -> ConsoleSettings {
+    let mut part = reader.part(root, Section::Console);
+    ConsoleSettings { admins: part.texts("admin_users"), viewers: part.texts("stats_users") }
 }
 
 fn query(part: &mut Part<'_, '_>) -> Option<AuthQuery> {

@@ -21,6 +21,8 @@ pub enum Section {
     Auth,
     /// `[[hba]]`
     Hba,
+    /// `[console]`
+    Console,
     /// `[control_plane]`
     ControlPlane,
     /// `[management]`
@@ -205,6 +207,10 @@ keys! {
         tls: Flag, Fallback::Flag(false), "Only connections with TLS.";
         method: Word(&["auto", "cert", "reject"]), Required, "auto: as [auth] says; cert: a certificate for the role is proof enough; reject: no.";
     }
+    Console {
+        admin_users: Texts, Absent, "Roles that may look and change on the admin console, the virtual databases pgbouncer and helios.";
+        stats_users: Texts, Absent, "Roles that may look only.";
+    }
     ControlPlane {
         endpoints: Texts, Required, "Addresses of the control plane; the data plane takes its configuration from the first that answers.";
         cluster: Text, Fallback::Text("helios"), "Name of the fleet; must be that of [discovery] there.";
@@ -329,6 +335,7 @@ impl Section {
         Self::Limits,
         Self::Auth,
         Self::Hba,
+        Self::Console,
         Self::ControlPlane,
         Self::Management,
         Self::Tokens,
@@ -356,6 +363,7 @@ impl Section {
             Self::Limits => "limits",
             Self::Auth => "auth",
             Self::Hba => "hba",
+            Self::Console => "console",
             Self::ControlPlane => "control_plane",
             Self::Management => "management",
             Self::Tokens => "management.tokens",
@@ -404,6 +412,9 @@ impl Section {
             Self::Hba => {
                 "Who may try to log in; the first rule that fits decides, without any rule everybody may."
             }
+            Self::Console => {
+                "The admin console on the virtual databases pgbouncer and helios; without anybody there is none."
+            }
             Self::ControlPlane => "For a data plane of a fleet: where it takes its configuration from.",
             Self::Management => {
                 "The service for heliosctl, in a standalone proxy and in helios-controlplane."
@@ -412,6 +423,8 @@ impl Section {
             Self::Discovery => "The service for data planes, in helios-controlplane.",
             Self::Store => "Where the configuration, its history and the audit log are kept.",
             Self::Switchover => "How heliosctl switchover is carried out.",
+            Self::Cache => "Answers of plain reads, kept until something that they depend on is written.",
+            Self::CacheTables => "Other lives for answers from a table.",
             Self::ClientTls => "TLS towards clients.",
             Self::ServerTls => "TLS towards PostgreSQL.",
             Self::Users => {
@@ -448,6 +461,7 @@ impl Section {
             | Self::Limits
             | Self::Auth
             | Self::Hba
+            | Self::Console
             | Self::Users
             | Self::Databases
             | Self::Nodes => false,

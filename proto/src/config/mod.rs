@@ -210,6 +210,7 @@ fn assemble(
     let balancer = sections::balancer(&mut reader, root, health.credential.is_some());
     let limits = sections::limits(&mut reader, root);
     let auth = access::auth(&mut reader, root);
+    let console = access::console(&mut reader, root);
     let users = read_users(&mut reader, root, pool.max_pool_size);
     let databases = read_databases(&mut reader, root, pool.max_pool_size);
     let control_plane = plane::control_plane(&mut reader, root);
@@ -222,7 +223,8 @@ fn assemble(
     let server_tls = legs::server(&mut reader, root);
     let literal_secret = reader.literal_secret;
     let write_timeout = top.write_timeout;
-    let settings = Arc::new(Settings { pool, balancer, limits, auth, users, databases, write_timeout });
+    let settings =
+        Arc::new(Settings { pool, balancer, limits, auth, console, users, databases, write_timeout });
     let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
     let config = Config {
         // A missing address has been reported, so that `finish` refuses.

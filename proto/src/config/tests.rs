@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::keys::{Fallback, KEYS, Kind, Section};
 use super::*;
-use crate::model::{Node, PoolMode, ReadStrategy, ReadYourWrites, UserProof};
+use crate::model::{ConsoleAccess, Node, PoolMode, ReadStrategy, ReadYourWrites, UserProof};
 
 const QUICK_START: &str = r#"listen_address = "127.0.0.1:5433"
 admin_address = "127.0.0.1:9090"
@@ -169,6 +169,9 @@ const MANY_KEYS: &str = r#"
         [limits]
         max_client_connections_per_user = 7
         query_timeout_secs = 1.25
+        [console]
+        admin_users = ["boss", "both"]
+        stats_users = ["metrics", "both"]
         [[users]]
         name = "app"
         password = "pw$${x}"
@@ -212,6 +215,9 @@ fn every_key_does_what_it_says() {
     assert_eq!(login.password.as_ref().map(|p| p.expose()), Some("s3cret"));
     assert_eq!(settings.limits.max_clients_per_user, Some(7));
     assert_eq!(settings.limits.query_timeout, Some(Duration::from_millis(1_250)));
+    let access = |role: &str| settings.console.access(role.as_bytes());
+    assert_eq!([access("boss"), access("both")], [Some(ConsoleAccess::Admin); 2]);
+    assert_eq!((access("metrics"), access("app"), access("Boss")), (Some(ConsoleAccess::Viewer), None, None));
     let user = &settings.users[0];
     assert!(matches!(&user.proof, Some(UserProof::Password(p)) if p.expose() == "pw${x}"));
     assert_eq!((user.overrides.pool_size, user.overrides.query_timeout), (Some(5), Some(None)));

@@ -10,21 +10,22 @@ use super::words;
 use crate::config::keys::{Kind, Section};
 use crate::config::{bad_host, is_node_name, is_scram_verifier, is_url};
 use crate::model::{
-    Acceptance, AuthQuery, AuthSettings, BalancerSettings, Cidr, Database, HbaMethod, HbaRule,
-    HealthSettings, Limits, Node, NodeName, NodeOps, Overrides, Patroni, PoolSettings, ProbeCredential,
-    ReadYourWrites, Secret, Settings, User, UserProof,
+    Acceptance, AuthQuery, AuthSettings, BalancerSettings, Cidr, ConsoleSettings, Database, HbaMethod,
+    HbaRule, HealthSettings, Limits, Node, NodeName, NodeOps, Overrides, Patroni, PoolSettings,
+    ProbeCredential, ReadYourWrites, Secret, Settings, User, UserProof,
 };
 
 type Checked<T> = Result<T, String>;
 
 /// The general settings, without users and databases.
 pub(super) fn settings(sent: v1::Settings) -> Checked<Settings> {
-    let v1::Settings { pool, balancer, limits, auth, write_timeout_us, health: _ } = sent;
+    let v1::Settings { pool, balancer, limits, auth, write_timeout_us, health: _, console } = sent;
     Ok(Settings {
         pool: self::pool(pool.ok_or("has no pool settings")?)?,
         balancer: self::balancer(balancer.ok_or("has no balancer settings")?)?,
         limits: self::limits(limits.ok_or("has no limits")?)?,
         auth: self::auth(auth.ok_or("has no login settings")?)?,
+        console: console.map(self::console).unwrap_or_default(),
         users: Vec::new(),
         databases: Vec::new(),
         write_timeout: seconds(Section::Top, "write_timeout_secs", write_timeout_us)?,
@@ -154,6 +155,11 @@ fn limits(sent: settings::Limits) -> Checked<Limits> {
             None => 10,
         },
     })
+}
+
+fn console(sent: settings::Console) -> ConsoleSettings {
+    let settings::Console { admin_users: admins, stats_users: viewers } = sent;
+    ConsoleSettings { admins, viewers }
 }
 
 fn auth(sent: settings::Auth) -> Checked<AuthSettings> {

@@ -9,9 +9,9 @@ use super::delta::Configuration;
 use super::v1::{self, resource::Body, settings, user};
 use super::words;
 use crate::model::{
-    Acceptance, AuthQuery, AuthSettings, Authority, BalancerSettings, Database, HbaRule, HealthSettings,
-    Hold, Limits, NodeName, NodeOps, NodeState, Overrides, Patroni, PoolSettings, ProbeCredential,
-    ReadYourWrites, Settings, Snapshot, User, UserProof,
+    Acceptance, AuthQuery, AuthSettings, Authority, BalancerSettings, ConsoleSettings, Database, HbaRule,
+    HealthSettings, Hold, Limits, NodeName, NodeOps, NodeState, Overrides, Patroni, PoolSettings,
+    ProbeCredential, ReadYourWrites, Settings, Snapshot, User, UserProof,
 };
 
 /// The whole snapshot. Holds the secrets of `[[users]]`.
@@ -118,7 +118,7 @@ fn node_state(state: &NodeState, now: Instant) -> v1::NodeState {
 }
 
 fn general(snapshot: &Snapshot) -> v1::Settings {
-    let Settings { pool, balancer, limits, auth, users: _, databases: _, write_timeout } =
+    let Settings { pool, balancer, limits, auth, console, users: _, databases: _, write_timeout } =
         snapshot.settings.as_ref();
     v1::Settings {
         pool: Some(pool_settings(pool)),
@@ -127,6 +127,7 @@ fn general(snapshot: &Snapshot) -> v1::Settings {
         auth: Some(auth_settings(auth)),
         write_timeout_us: micros(*write_timeout),
         health: Some(health_settings(&snapshot.health)),
+        console: Some(console_settings(console)),
     }
 }
 
@@ -225,6 +226,11 @@ fn auth_settings(settings: &AuthSettings) -> settings::Auth {
         query: query.as_ref().map(auth_query),
         hba: hba.iter().map(hba_rule).collect(),
     }
+}
+
+fn console_settings(settings: &ConsoleSettings) -> settings::Console {
+    let ConsoleSettings { admins, viewers } = settings;
+    settings::Console { admin_users: admins.clone(), stats_users: viewers.clone() }
 }
 
 fn auth_query(query: &AuthQuery) -> v1::AuthQuery {

@@ -45,6 +45,9 @@ failed_login_delay_secs = 2
 [auth]
 allow_backend_trust = true
 proof_ttl_secs = 1
+[console]
+admin_users = ["boss", "a"]
+stats_users = ["metrics"]
 [[users]]
 name = "a"
 password = "pass-of-a"

@@ -92,7 +92,12 @@ impl World {
         std::fs::write(dir.join("config.toml"), config.text()).unwrap();
         let _ = std::os::unix::fs::symlink(program().with_file_name("heliosctl"), dir.join("heliosctl"));
         let management = format!("127.0.0.1:{}", helios_tests::free_port());
-        let operated = format!("{}\n[management]\nlisten_address = \"{management}\"\n", config.text());
+        // `ops` of the console has the password that the shell knows.
+        let operated = format!(
+            "{}\n[management]\nlisten_address = \"{management}\"\n[console]\nadmin_users = [\"ops\"]\n\
+             [[users]]\nname = \"ops\"\npassword = \"myuser-secret\"\n",
+            config.text()
+        );
         let world = Self { proxy: Proxy::start(&operated).ready(), config: config.text(), management, dir };
         world.client().batch_execute("create table accounts (id int, balance int)").unwrap();
         world.client().batch_execute("create table events (id int)").unwrap();
@@ -212,6 +217,8 @@ fn loads_in(program: &Path, at: &str, text: &str) {
     let token = "a-token-of-more-than-sixteen-bytes";
     let variables = [
         ("REPORTING_PASSWORD", "secret"),
+        ("OPS_PASSWORD", "secret"),
+        ("METRICS_PASSWORD", "secret"),
         ("APP_VERIFIER", VERIFIER),
         ("HELIOS_DATAPLANE_TOKEN", token),
         ("HELIOS_ADMIN_TOKEN", "another-token-of-more-than-sixteen-bytes"),

@@ -9,6 +9,7 @@ mod cache;
 mod cancels;
 mod chart;
 mod clocks;
+mod console;
 mod control;
 mod deltas;
 mod deploy;

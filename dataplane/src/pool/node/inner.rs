@@ -52,6 +52,11 @@ pub(super) struct Queued {
 }
 
 impl Queued {
+    /// The database is paused: others in the queue come first.
+    pub fn is_paused(&self) -> bool {
+        self.identity.state.paused()
+    }
+
     /// Ends the wait. The outcome comes back if the session has given up in the meantime.
     #[must_use]
     pub fn finish(&self, outcome: Outcome) -> Option<Outcome> {
@@ -179,6 +184,20 @@ impl Inner {
         Some(conn)
     }
 
+    /// Takes out all idle connections of the identities that are meant.
+    pub fn take_idle_where(&mut self, meant: impl Fn(&[Box<ServerConn>]) -> bool) -> Vec<Box<ServerConn>> {
+        let mut taken = Vec::new();
+        self.idle.retain(|_, conns| {
+            let meant = meant(conns);
+            if meant {
+                taken.append(conns);
+            }
+            !meant
+        });
+        self.idle_count = self.idle_count.saturating_sub(u32::try_from(taken.len()).unwrap_or(u32::MAX));
+        taken
+    }
+
     /// Puts a session at the end of the queue.
     pub fn enqueue(&mut self, request: &Request<'_>) {
         let ticket = request.waiter.enqueue();
@@ -227,12 +246,14 @@ impl Inner {
 
     /// Who gets a connection that came back.
     pub fn pick(&self, conn: &ServerConn, now: Instant) -> Pick {
-        let Some(front) = self.queue.front() else { return Pick::Nobody };
+        let waits = |queued: &Queued| !queued.is_paused();
+        let Some(first) = self.queue.iter().position(waits) else { return Pick::Nobody };
+        let Some(front) = self.queue.get(first) else { return Pick::Nobody };
         let age = now.saturating_duration_since(front.since);
         let same = |queued: &Queued| queued.identity.id == conn.identity.id;
         let local = |queued: &Queued| queued.waiter.worker == conn.worker;
         if same(front) && (local(front) || age >= MIGRATE_AFTER) {
-            return Pick::Same(0);
+            return Pick::Same(first);
         }
         let near = || self.queue.iter().take(LOOK_AHEAD);
         if !same(front) && age >= SWITCH_AFTER {

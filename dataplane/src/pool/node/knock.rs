@@ -59,7 +59,10 @@ impl NodePool {
         loop {
             let now = Instant::now();
             let in_turn = |inner: &Inner, i: usize| {
-                inner.queue.get(i).is_some_and(|queued| inner.doors.admits(&queued.identity, now))
+                inner
+                    .queue
+                    .get(i)
+                    .is_some_and(|queued| !queued.is_paused() && inner.doors.admits(&queued.identity, now))
             };
             *at = (*at..inner.queue.len()).find(|i| in_turn(&inner, *i))?;
             let queued = inner.queue.remove(*at)?;

@@ -3,7 +3,9 @@
 
 use super::inner::{Inner, Queued};
 use super::{NodePool, Slot};
+use crate::pool::identity::Identity;
 use crate::pool::wait::Grant;
+use crate::server::{ServerConn, ServerIdent};
 use helios_proto::model::{NodeOps, Settings};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -43,7 +45,7 @@ impl Orders {
 
     /// When a wait ends: later while paused, since that is no sign of too small a pool.
     pub fn deadline(&self, queued: &Queued) -> Instant {
-        if !self.paused() {
+        if !self.paused() && !queued.is_paused() {
             return queued.deadline;
         }
         let hold = Duration::from_millis(self.hold.load(Ordering::Relaxed));
@@ -93,6 +95,29 @@ impl NodePool {
         self.flush_idle();
     }
 
+    /// Of the orders to reconnect that a connection of this identity is opened under.
+    pub(super) fn generation(&self, identity: &Identity) -> (u64, u64) {
+        (self.orders.generation(), identity.state.generation())
+    }
+
+    /// Closes the idle connections to a database.
+    pub fn flush_database(&self, database: &[u8]) {
+        let mut inner = self.lock();
+        let ours = |conns: &[Box<ServerConn>]| conns.first().is_some_and(|c| c.identity.database == database);
+        let closing = inner.take_idle_where(ours);
+        self.note(&inner);
+        drop(inner);
+        closing.into_iter().for_each(ServerConn::close);
+    }
+
+    /// Idle connections: which, whose, and since when.
+    #[must_use]
+    pub fn idle_servers(&self) -> Vec<(Arc<ServerIdent>, Arc<Identity>, Instant)> {
+        let inner = self.lock();
+        let idle = inner.idle.values().flatten();
+        idle.map(|conn| (Arc::clone(&conn.ident), Arc::clone(&conn.identity), conn.idle_since)).collect()
+    }
+
     /// Whether nobody gets a connection now.
     pub(super) fn paused(&self) -> bool {
         self.orders.paused()
@@ -122,7 +147,7 @@ impl NodePool {
     }
 
     /// Serves whoever waits and can be served now; `anew`: the others wait as if they had just come.
-    pub(super) fn serve_queue(self: &Arc<Self>, anew: bool) {
+    pub fn serve_queue(self: &Arc<Self>, anew: bool) {
         let now = Instant::now();
         if anew {
             for queued in &mut self.lock().queue {
@@ -132,7 +157,8 @@ impl NodePool {
         }
         loop {
             let mut inner = self.lock();
-            let Some(queued) = inner.queue.pop_front() else { return };
+            let Some(at) = inner.queue.iter().position(|queued| !queued.is_paused()) else { return };
+            let Some(queued) = inner.queue.remove(at) else { return };
             let idle = inner.idle.get(&queued.identity.id).is_some_and(|conns| !conns.is_empty());
             if self.is_budgeted()
                 && !idle
@@ -140,11 +166,11 @@ impl NodePool {
                 || !idle && !inner.admits(&queued.identity)
             {
                 // The next place that is free is its own.
-                inner.queue.push_front(queued);
+                inner.queue.insert(at, queued);
                 return;
             }
             let Some((grant, evicted)) = self.grant(&mut inner, &queued) else {
-                inner.queue.push_front(queued);
+                inner.queue.insert(at, queued);
                 return;
             };
             self.note(&inner);
@@ -160,7 +186,7 @@ impl NodePool {
         self: &Arc<Self>,
         inner: &mut Inner,
         queued: &Queued,
-    ) -> Option<(Grant, Option<Box<crate::server::ServerConn>>)> {
+    ) -> Option<(Grant, Option<Box<ServerConn>>)> {
         let Queued { identity, waiter, caps, .. } = queued;
         let mut idle = inner.take_idle(identity.id, waiter.worker, None);
         if let Some(conn) = idle.take_if(|conn| conn.is_alive()) {

@@ -448,3 +448,32 @@ async fn nobody_waits_at_a_server_that_starts_or_stops() {
     world.pool.set_down(false);
     assert_eq!(got(&world.ask(&app, &waiter, Caps::default())), Got::Dial, "back");
 }
+
+#[tokio::test]
+async fn a_paused_database_gets_nothing_and_lets_the_others_pass() {
+    let world = World::new(1).await;
+    let (app, other) = (world.identity("app", "paused"), world.identity("app", "other"));
+    let old = world.conn(&app, 0).await;
+    app.state.set_paused(true);
+    app.state.renew();
+    let first = Waiter::new(0);
+    assert_eq!(got(&world.ask(&app, &first, Caps::default())), Got::Wait);
+    let second = Waiter::new(0);
+    assert_eq!(got(&world.ask(&other, &second, Caps::default())), Got::Wait);
+    assert_eq!((app.state.places(), app.places()), (1, 1));
+    // The connection of the paused database closes as it comes back, and its place goes to the other one.
+    world.pool.put_back(old);
+    let slot = has_place(&second).expect("the place");
+    assert_eq!((app.state.places(), outcome(&first).is_none()), (0, true));
+    let conn = world.open(slot, 0).await;
+    // However long the first has waited, nothing is closed for it.
+    let third = Waiter::new(0);
+    assert_eq!(got(&world.ask(&other, &third, Caps::default())), Got::Wait);
+    world.pool.put_back(conn);
+    let conn = has_conn(&third).expect("the connection");
+    world.pool.serve_queue(true);
+    assert!(outcome(&first).is_none(), "still paused");
+    app.state.set_paused(false);
+    drop(conn);
+    assert!(has_place(&first).is_some(), "resumed");
+}

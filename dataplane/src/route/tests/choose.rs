@@ -66,6 +66,7 @@ fn settings(read_strategy: ReadStrategy) -> Settings {
             query: None,
             hba: Vec::new(),
         },
+        console: ConsoleSettings::default(),
         users: Vec::new(),
         databases: Vec::new(),
         write_timeout: Duration::from_secs(30),

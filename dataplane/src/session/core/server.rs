@@ -155,7 +155,11 @@ impl Core {
                 self.final_reply();
             }
             b'Z' => {
-                (self.ended, self.told) = (true, true);
+                self.told = true;
+                self.ended.answers = self.ended.answers.saturating_add(1);
+                if status == Some(TxStatus::Idle) {
+                    self.ended.transactions = self.ended.transactions.saturating_add(1);
+                }
                 self.final_reply();
                 self.sets &= status != Some(TxStatus::Idle);
                 if self.settings.follows() {
