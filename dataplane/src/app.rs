@@ -107,13 +107,8 @@ pub async fn start(config: Config) -> io::Result<App> {
     let draining = Arc::new(AtomicBool::new(false));
     let management = control.serve(&config, &shared, &workers, (&draining, &running, &tasks)).await?;
     tasks.spawn(follow(Arc::clone(&shared), snapshots, control.applied(), running.clone()));
-    let identities: Arc<Identities> = Arc::clone(&shared.identities);
-    tasks.spawn(sweep::run(Arc::clone(&shared.pools), identities, running.clone(), shared.cleanups.clone()));
     tasks.spawn(desk.follow(Arc::clone(&shared.identities), running.clone()));
-    tasks.spawn(catalog::run(Arc::clone(&shared.pools), Arc::clone(&shared.identities), running.clone()));
-    if let Some(answers) = &shared.answers {
-        cache::start(answers, &shared, &running, &tasks);
-    }
+    look_after(&shared, &running, &tasks);
     tasks.spawn(listener::accept(listener, Arc::clone(&shared), accepting.clone()));
     let (link, on) = (control.link(), Arc::clone(&shared));
     let shim = Shim { shared: on, workers: Arc::clone(&workers), draining: Arc::clone(&draining), link };
@@ -134,6 +129,18 @@ pub async fn start(config: Config) -> io::Result<App> {
         grace,
         drain_timeout,
     })
+}
+
+/// What goes on beside the sessions: old connections close, catalogs are looked at.
+fn look_after(shared: &Arc<Shared>, stop: &CancellationToken, tasks: &TaskTracker) {
+    let both = || (Arc::clone(&shared.pools), Arc::<Identities>::clone(&shared.identities));
+    let (pools, identities) = both();
+    tasks.spawn(sweep::run(pools, identities, stop.clone(), shared.cleanups.clone()));
+    let (pools, identities) = both();
+    tasks.spawn(catalog::run(pools, identities, stop.clone()));
+    if let Some(answers) = &shared.answers {
+        cache::start(answers, shared, stop, tasks);
+    }
 }
 
 /// TLS towards clients; its files and those towards servers are followed from now on.
