@@ -2,6 +2,7 @@
 //! refuses `enabled = true`.
 
 use crate::pool::Identity;
+use crate::pool::identity::Greeting;
 use crate::route::Verdict;
 use crate::server::settings::Texts;
 use crate::session::run::Watching;
@@ -42,8 +43,8 @@ pub struct Asker<'a> {
     pub settings: Option<&'a Arc<Texts>>,
     /// Of which cluster, and how far it has come.
     pub snapshot: &'a Snapshot,
-    /// `standard_conforming_strings`
-    pub standard_strings: bool,
+    /// What the session was told when its server connections were opened.
+    pub greeting: &'a Greeting,
     /// Text, NUL and types of a prepared statement.
     pub prepared: &'a dyn Fn(&[u8]) -> Option<&'a [u8]>,
 }

@@ -8,6 +8,7 @@ use super::shape::{Key, Shape, shape};
 use super::stamps::Touched;
 use super::{Cache, Database, Level};
 use crate::pool::Identity;
+use crate::pool::identity::Greeting;
 use crate::route::{Class, RouteHint, TxWord, Verdict};
 use crate::server::settings::Texts;
 use crate::session::run::Watching;
@@ -86,8 +87,8 @@ pub struct Asker<'a> {
     pub settings: Option<&'a Arc<Texts>>,
     /// Of which cluster, and how far it has come.
     pub snapshot: &'a Snapshot,
-    /// `standard_conforming_strings`
-    pub standard_strings: bool,
+    /// What the session was told when its server connections were opened.
+    pub greeting: &'a Greeting,
     /// Text, NUL and types of a prepared statement.
     pub prepared: super::shape::Prepared<'a>,
 }
@@ -121,7 +122,7 @@ impl Desk {
         let now = Instant::now();
         let Some(facts) = link.database.facts(now) else { return Found::Nothing };
         let Some(shape) = shape(run, asker.prepared) else { return Found::Nothing };
-        let effect = readings.effect(shape.sql, asker.standard_strings, &facts, &link.cache);
+        let effect = readings.effect(shape.sql, asker.greeting.standard_strings, &facts, &link.cache);
         let Some((tables, life)) = &effect.reads else { return Found::Nothing };
         let key = scoped(asker, &shape);
         if let Some(entry) = link.cache.get(&link.database, &key, now) {
@@ -266,10 +267,13 @@ fn scoped(asker: &Asker<'_>, shape: &Shape<'_>) -> Key {
     let identity = asker.identity;
     let pairs = |list: &'_ [(Vec<u8>, Vec<u8>)]| list.len().to_be_bytes();
     let settings = asker.settings.map(|settings| settings.as_slice()).unwrap_or_default();
-    let (made, given) = (pairs(&identity.params), pairs(settings));
-    let both = identity.params.iter().chain(settings);
-    let texts = both.flat_map(|(name, value)| [name.as_slice(), value.as_slice()]);
-    let fixed = [place.as_slice(), &identity.database, &identity.user, &made, &given];
+    let reported = &asker.greeting.baseline;
+    let (made, given, told) = (pairs(&identity.params), pairs(settings), pairs(reported));
+    // No setting, and another one on replicas.
+    let reported = reported.iter().filter(|(name, _)| name != b"in_hot_standby");
+    let all = identity.params.iter().chain(settings).chain(reported);
+    let texts = all.flat_map(|(name, value)| [name.as_slice(), value.as_slice()]);
+    let fixed = [place.as_slice(), &identity.database, &identity.user, &made, &given, &told];
     shape.key(fixed.into_iter().chain(texts))
 }
 

@@ -15,7 +15,7 @@ pub const FINGERPRINT: &str = "begin read only; set local search_path = pg_catal
     select md5(concat_ws('|', \
     (select string_agg(concat_ws(',', oid, relname, relnamespace, relowner, relacl, relkind, relpersistence, relrowsecurity, \
         relforcerowsecurity, relfilenode, relnatts, relhastriggers, relhasrules, relchecks), ';' order by oid) \
-        from pg_class where relkind in ('r', 'p', 'v', 'm', 'f') and relnamespace <> 11), \
+        from pg_class where relkind in ('r', 'p', 'v', 'm', 'f', 'S') and relnamespace <> 11), \
     (select string_agg(concat_ws(',', attrelid, attnum, attname, atttypid, attacl), ';' order by attrelid, attnum) \
         from pg_attribute where attrelid >= 16384 and attnum > 0 and (attacl is not null or attisdropped)), \
     (select string_agg(concat_ws(',', inhrelid, inhparent), ';' order by inhrelid, inhparent) from pg_inherits), \
@@ -26,6 +26,7 @@ pub const FINGERPRINT: &str = "begin read only; set local search_path = pg_catal
     (select string_agg(concat_ws(',', oid, nspname, nspacl), ';' order by oid) from pg_namespace where nspname !~ '^pg_t'), \
     (select string_agg(concat_ws(',', oid, rolname, rolsuper, rolbypassrls, rolinherit, rolcanlogin), ';' order by oid) \
         from pg_roles), \
+    (select string_agg(concat_ws(',', oid, enumtypid, enumsortorder, enumlabel), ';' order by oid) from pg_enum), \
     (select string_agg(concat_ws(',', roleid, member), ';' order by roleid, member) from pg_auth_members), \
     (select string_agg(concat_ws(',', setdatabase, setrole, setconfig), ';' order by setdatabase, setrole) \
         from pg_db_role_setting), \
@@ -44,7 +45,7 @@ pub const CATALOG: &str = "begin read only; set local search_path = pg_catalog; 
         or exists (select from pg_attrdef a, pg_depend d, pg_proc p where a.adrelid = c.oid \
             and d.classid = 'pg_attrdef'::regclass and d.objid = a.oid and d.refclassid = 'pg_proc'::regclass \
             and p.oid = d.refobjid and p.oid >= 16384 and p.provolatile = 'v') \
-        from pg_class c, pg_namespace n where n.oid = c.relnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f') \
+        from pg_class c, pg_namespace n where n.oid = c.relnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') \
         and n.nspname <> 'pg_catalog' and n.nspname !~ '^pg_t' \
     union all select 'e', inhparent::text, inhrelid::text, null, null from pg_inherits \
     union all select 'e', inhrelid::text, inhparent::text, null, null from pg_inherits \

@@ -38,7 +38,7 @@ impl Session {
             identity: &self.identity,
             settings: self.core.settings().in_force(),
             snapshot: &view.snapshot,
-            standard_strings: self.greeting.standard_strings,
+            greeting: &self.greeting,
             prepared: &|name| self.core.tail_of(name),
         };
         let whole = bytes.get(..run.len()).unwrap_or_default();

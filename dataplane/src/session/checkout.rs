@@ -221,6 +221,10 @@ impl Session {
         let standby = view.snapshot.primary != Some(node);
         self.handle.set_server(&conn.ident);
         let prepared = std::mem::take(&mut conn.prepared);
+        if !Arc::ptr_eq(&conn.greeting, &self.greeting) {
+            // The answer is another one than the session has looked for.
+            self.desk.give_up();
+        }
         self.greet_again(&conn.greeting);
         self.server = Some(conn);
         self.to_server.clear();

@@ -275,6 +275,7 @@ fn what_has_another_value_each_time_or_is_no_plain_table_is_not_kept() {
         "create view seen as select * from items; create materialized view stored as select * from items; \
          grant all on seen, stored to public; create table fresh (x int); grant all on fresh to public; \
          create function mine(int) returns int language sql stable as 'select n from items where id = $1'; \
+         create sequence counted; grant all on counted to public; \
          create function pure(int) returns int language sql immutable as 'select $1'; insert into fresh values (1)",
     );
     let mut app = proxy.connect("app");
@@ -290,6 +291,7 @@ fn what_has_another_value_each_time_or_is_no_plain_table_is_not_kept() {
         "select n from seen",
         "select n from stored",
         "select x from fresh",
+        "select n, last_value from items, counted",
         "select relname from pg_class limit 1",
         "select xmin, n from items",
         "select n from items for update",
