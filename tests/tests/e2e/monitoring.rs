@@ -8,7 +8,7 @@ use std::time::Duration;
 use helios_tests::controlplane::{directory, sections, token};
 use helios_tests::prometheus::{promtool, rules};
 use helios_tests::{
-    Cluster, Config, ControlPlane, Load, Pki, Prometheus, Proxy, Role, eventually, free_port,
+    Cluster, Config, ControlPlane, Load, Pki, Prometheus, Proxy, Redis, Role, eventually, free_port,
 };
 use serde_json::Value;
 
@@ -51,12 +51,15 @@ fn no_panel_is_empty_and_no_rule_names_what_is_not_there() {
     // The last node has a budget.
     let text = Config::new(&cluster).text() + "max_connections = 20\n" + &sections(&store, discovery);
     let plane = ControlPlane::start(&text);
+    let redis = Redis::start();
     let dataplane = |name: &str| {
         Proxy::start(&format!(
             "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
              endpoints = [\"127.0.0.1:{discovery}\"]\nname = \"{name}\"\ntoken = \"{}\"\n\
+             [cache]\nenabled = true\nredis_url = \"{}\"\n\
              [client_tls]\nmode = \"prefer\"\ntls_cert_file = \"{}\"\ntls_key_file = \"{}\"\n",
             token("dataplane"),
+            redis.url(),
             pki.file("proxy.pem"),
             pki.file("proxy.key")
         ))
