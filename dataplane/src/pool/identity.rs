@@ -249,6 +249,12 @@ impl Greeting {
         parameters.iter().filter(|pair| pair.0 != HOT_STANDBY && !self.baseline.contains(pair))
     }
 
+    /// Whether a client that knows this greeting finds nothing new in another one.
+    #[must_use]
+    pub fn agrees(&self, other: &Self) -> bool {
+        self.unlike(&other.baseline).next().is_none()
+    }
+
     /// ParameterStatus messages for a client that knows this greeting and now uses a connection with another one.
     #[must_use]
     pub fn changes_to(&self, other: &Self) -> Vec<u8> {

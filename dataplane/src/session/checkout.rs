@@ -221,7 +221,7 @@ impl Session {
         let standby = view.snapshot.primary != Some(node);
         self.handle.set_server(&conn.ident);
         let prepared = std::mem::take(&mut conn.prepared);
-        if !Arc::ptr_eq(&conn.greeting, &self.greeting) {
+        if !Arc::ptr_eq(&conn.greeting, &self.greeting) && !self.greeting.agrees(&conn.greeting) {
             // The answer is another one than the session has looked for.
             self.desk.give_up();
         }
