@@ -180,18 +180,20 @@ impl Cache {
     }
 
     /// A write that may have changed these tables is done; the client has not been told.
-    fn touch(&self, database: &Database, touched: &Touched, certain: bool) {
+    fn touch(&self, database: &Database, touched: &Touched, certain: bool, doubts: bool) {
         self.counts.invalidations.fetch_add(1, Ordering::Relaxed);
         if !certain {
             database.stamps.close(touched, closing());
         }
-        database.doubt(touched);
+        if doubts {
+            database.doubt();
+        }
         let Some(level2) = &self.level2 else {
             let number = self.sequence.fetch_add(1, Ordering::SeqCst).saturating_add(1);
             return database.stamps.end(touched, number, false);
         };
         database.stamps.begin(touched);
-        level2.tell(Word::new(&database.name, touched, certain));
+        level2.tell(Word::new(&database.name, touched, certain, doubts));
     }
 
     /// A word that every data plane hears, in the same order; `own`: this one has said it.
@@ -200,7 +202,9 @@ impl Cache {
         let Some(name) = &word.database else { return };
         let database = self.database(name);
         if !own {
-            database.doubt(&word.touched);
+            if word.doubts {
+                database.doubt();
+            }
             if !word.certain {
                 database.stamps.close(&word.touched, closing());
             }
@@ -215,7 +219,7 @@ impl Cache {
         self.sequence.store(number, Ordering::SeqCst);
         for database in databases.values() {
             database.stamps.reset(number);
-            database.doubt(&Touched::All);
+            database.doubt();
         }
         drop(databases);
         self.flush();
@@ -242,7 +246,7 @@ impl Cache {
         if !self.is_up() || !self.is_good(database, &terms, now) {
             return;
         }
-        let Some(expires) = now.checked_add(terms.life) else { return };
+        let Some(expires) = terms.asked.checked_add(terms.life) else { return };
         let bytes: Arc<[u8]> = bytes.into();
         if own {
             self.counts.fills.fetch_add(1, Ordering::Relaxed);
@@ -284,11 +288,9 @@ impl Database {
         (fresh && seen.doubts == self.doubts.load(Ordering::SeqCst)).then(|| Arc::clone(&seen.facts))
     }
 
-    /// What may change any table may have changed the catalog.
-    fn doubt(&self, touched: &Touched) {
-        if *touched == Touched::All {
-            self.doubts.fetch_add(1, Ordering::SeqCst);
-        }
+    /// The catalog may have changed.
+    fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::SeqCst);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::shape::Key;
 use helios_pgwire::frame::Header;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What an answer is kept under, and until when.
 #[derive(Debug, Clone)]
@@ -16,7 +16,9 @@ pub struct Terms {
     pub since: u64,
     /// Era of the cache at that time.
     pub era: u64,
-    /// Longest life.
+    /// When it was asked for.
+    pub asked: Instant,
+    /// Longest life since then.
     pub life: Duration,
 }
 

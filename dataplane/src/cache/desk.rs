@@ -32,6 +32,10 @@ const LONGEST_TEXT: usize = 2048;
 pub struct Desk {
     link: Option<Link>,
     touched: Touched,
+    /// What was written may have changed the catalog.
+    doubts: bool,
+    /// Doubts about the catalog when the first of it was judged.
+    judged: u64,
     fill: Option<Fill>,
 }
 
@@ -120,11 +124,13 @@ impl Desk {
             return Found::Nothing;
         };
         let now = Instant::now();
+        // First of all: what is thrown away from here on counts for this answer.
+        let era = link.cache.era.load(Ordering::SeqCst);
         let Some(facts) = link.database.facts(now) else { return Found::Nothing };
         let Some(shape) = shape(run, asker.prepared) else { return Found::Nothing };
         let effect = readings.effect(shape.sql, asker.greeting.standard_strings, &facts, &link.cache);
         let Some((tables, life)) = &effect.reads else { return Found::Nothing };
-        let key = scoped(asker, &shape);
+        let key = scoped(asker, &shape, &facts.fingerprint);
         if let Some(entry) = link.cache.get(&link.database, &key, now) {
             link.cache.count_hit(Level::Process);
             return Found::Answer(Arc::clone(&entry.bytes));
@@ -135,9 +141,8 @@ impl Desk {
             return Found::Nothing;
         }
         let life = verdict.hint.ttl.map_or(*life, |hint| hint.min(*life));
-        let (since, era) =
-            (link.cache.sequence.load(Ordering::SeqCst), link.cache.era.load(Ordering::SeqCst));
-        let terms = Terms { key, tables: Arc::clone(tables), since, era, life };
+        let since = link.cache.sequence.load(Ordering::SeqCst);
+        let terms = Terms { key, tables: Arc::clone(tables), since, era, asked: now, life };
         let (stage, flight) = match link.cache.take_off(&key) {
             Err(flight) => (Stage::Behind(flight), false),
             Ok(()) if link.cache.is_shared() => (Stage::Shared, true),
@@ -219,21 +224,31 @@ impl Desk {
 
     /// Everything is answered, outside of any transaction, and nothing of it goes on.
     pub fn rested(&mut self) {
-        self.touched = Touched::Nothing;
+        (self.touched, self.doubts) = (Touched::Nothing, false);
     }
 
     /// The server connection is lost or given up in the middle: what was written may still be committed.
     pub fn lost(&mut self) {
         self.fill = None;
         self.touch(false);
-        self.touched = Touched::Nothing;
+        (self.touched, self.doubts) = (Touched::Nothing, false);
+    }
+
+    /// Remembers under which catalog the first of what is written is judged.
+    fn judge(&mut self, database: &Database) {
+        if self.touched.is_nothing() {
+            self.judged = database.doubts.load(Ordering::SeqCst);
+        }
     }
 
     fn touch(&self, certain: bool) {
         if let Some(link) = &self.link
             && !self.touched.is_nothing()
         {
-            link.cache.touch(&link.database, &self.touched, certain);
+            // Judged by another catalog, it may have done more.
+            let other = link.database.doubts.load(Ordering::SeqCst) != self.judged;
+            let touched = if other { &Touched::All } else { &self.touched };
+            link.cache.touch(&link.database, touched, certain, self.doubts);
         }
     }
 }
@@ -257,7 +272,7 @@ fn is_wanted(verdict: &Verdict) -> bool {
 }
 
 /// Everything beside the run that its answer depends on.
-fn scoped(asker: &Asker<'_>, shape: &Shape<'_>) -> Key {
+fn scoped(asker: &Asker<'_>, shape: &Shape<'_>, catalog: &[u8]) -> Key {
     let Snapshot { incarnation, timeline, epoch, system, .. } = asker.snapshot;
     let mut place = Vec::new();
     place.extend_from_slice(&incarnation.to_be_bytes());
@@ -273,7 +288,7 @@ fn scoped(asker: &Asker<'_>, shape: &Shape<'_>) -> Key {
     let reported = reported.iter().filter(|(name, _)| name != b"in_hot_standby");
     let all = identity.params.iter().chain(settings).chain(reported);
     let texts = all.flat_map(|(name, value)| [name.as_slice(), value.as_slice()]);
-    let fixed = [place.as_slice(), &identity.database, &identity.user, &made, &given, &told];
+    let fixed = [place.as_slice(), catalog, &identity.database, &identity.user, &made, &given, &told];
     shape.key(fixed.into_iter().chain(texts))
 }
 
@@ -341,19 +356,28 @@ impl<'a> Watch<'a> {
 impl Watching for Watch<'_> {
     fn wrote(&mut self, sql: &[u8], standard_strings: bool) {
         let Some((desk, readings)) = &mut self.0 else { return };
-        let Some(Link { cache, database }) = &desk.link else { return };
+        let Some(Link { cache, database }) = desk.link.clone() else { return };
+        desk.judge(&database);
         match database.facts(Instant::now()) {
             Some(facts) => {
-                let effect = readings.effect(sql, standard_strings, &facts, cache);
+                let effect = readings.effect(sql, standard_strings, &facts, &cache);
                 desk.touched.add(&effect.touches);
+                desk.doubts |= effect.doubts;
             }
-            None => desk.touched = Touched::All,
+            None => {
+                let reading = reading::read(sql, standard_strings);
+                desk.touched = Touched::All;
+                desk.doubts |= reading.doubt || !reading.plain;
+            }
         }
     }
 
     fn wrote_anything(&mut self) {
         if let Some((desk, _)) = &mut self.0 {
-            desk.touched = Touched::All;
+            if let Some(link) = desk.link.clone() {
+                desk.judge(&link.database);
+            }
+            (desk.touched, desk.doubts) = (Touched::All, true);
         }
     }
 }

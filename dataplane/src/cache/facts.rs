@@ -16,8 +16,13 @@ pub const FINGERPRINT: &str = "begin read only; set local search_path = pg_catal
     (select string_agg(concat_ws(',', oid, relname, relnamespace, relowner, relacl, relkind, relpersistence, relrowsecurity, \
         relforcerowsecurity, relfilenode, relnatts, relhastriggers, relhasrules, relchecks), ';' order by oid) \
         from pg_class where relkind in ('r', 'p', 'v', 'm', 'f', 'S') and relnamespace <> 11), \
-    (select string_agg(concat_ws(',', attrelid, attnum, attname, atttypid, attacl), ';' order by attrelid, attnum) \
-        from pg_attribute where attrelid >= 16384 and attnum > 0 and (attacl is not null or attisdropped)), \
+    (select string_agg(concat_ws(',', attrelid, attnum, attname, atttypid, atttypmod, attisdropped, attacl), ';' \
+        order by attrelid, attnum) from pg_attribute where attrelid >= 16384 and attnum > 0), \
+    (select string_agg(concat_ws(',', oid, adrelid, md5(adbin::text)), ';' order by oid) from pg_attrdef), \
+    (select string_agg(concat_ws(',', oid, oprcode::oid), ';' order by oid) from pg_operator where oid >= 16384), \
+    (select string_agg(concat_ws(',', oid, castfunc), ';' order by oid) from pg_cast where oid >= 16384), \
+    (select string_agg(concat_ws(',', aggfnoid::oid, aggtransfn::oid, aggfinalfn::oid), ';' order by aggfnoid::oid) \
+        from pg_aggregate where aggfnoid::oid >= 16384), \
     (select string_agg(concat_ws(',', inhrelid, inhparent), ';' order by inhrelid, inhparent) from pg_inherits), \
     (select string_agg(concat_ws(',', oid, conrelid, confrelid, confdeltype, confupdtype), ';' order by oid) \
         from pg_constraint where contype = 'f'), \
@@ -30,7 +35,7 @@ pub const FINGERPRINT: &str = "begin read only; set local search_path = pg_catal
     (select string_agg(concat_ws(',', roleid, member), ';' order by roleid, member) from pg_auth_members), \
     (select string_agg(concat_ws(',', setdatabase, setrole, setconfig), ';' order by setdatabase, setrole) \
         from pg_db_role_setting), \
-    (select string_agg(concat_ws(',', oid, proname, provolatile, proowner, proacl, md5(prosrc)), ';' order by oid) \
+    (select string_agg(concat_ws(',', oid, proname, provolatile, proowner, proacl, xmin), ';' order by oid) \
         from pg_proc where oid >= 16384))); commit";
 
 /// The catalog itself: `r`, name, oid, may be cached, a write to it may change anything; `e`, from, to: a write to one
@@ -51,8 +56,11 @@ pub const CATALOG: &str = "begin read only; set local search_path = pg_catalog; 
     union all select 'e', inhrelid::text, inhparent::text, null, null from pg_inherits \
     union all select 'e', confrelid::text, conrelid::text, null, null from pg_constraint where contype = 'f' \
         and (confdeltype in ('c', 'n', 'd') or confupdtype in ('c', 'n', 'd')) \
-    union all select 'p', proname::text, max(case provolatile when 'v' then '2' when 's' then '1' else '0' end), \
-        bool_and(oid < 16384), null from pg_proc where prokind <> 'p' group by proname \
+    union all select 'p', proname::text, max(greatest( \
+        case provolatile when 'v' then '2' when 's' then '1' else '0' end, \
+        (select max(case f.provolatile when 'v' then '2' when 's' then '1' else '0' end) from pg_aggregate a, pg_proc f \
+        where a.aggfnoid = p.oid and f.oid in (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggmfinalfn)))), \
+        bool_and(oid < 16384), null from pg_proc p where prokind <> 'p' group by proname \
     union all select 'o', null, null, null, null from pg_proc p, pg_language l where l.oid = p.prolang \
         and p.oid >= 16384 and l.lanname not in ('internal', 'c') and p.provolatile <> 'i' and (exists (select from pg_operator o \
         where o.oprcode = p.oid) or exists (select from pg_cast k where k.castfunc = p.oid)); \
@@ -117,6 +125,8 @@ const HARMLESS: &[&[u8]] = &[
 pub struct Effect {
     /// Tables that it may change if it is a write.
     pub touches: Touched,
+    /// It may change the catalog as well.
+    pub doubts: bool,
     /// Tables that its answer depends on, if that may be kept, and for how long at most.
     pub reads: Option<(Arc<[u32]>, Duration)>,
 }
@@ -173,6 +183,12 @@ impl Facts {
                 _ => return None,
             }
         }
+        // What is read through another table is no better than it.
+        let bad: HashSet<u32> =
+            facts.tables.values().flatten().filter(|table| !table.plain).map(|table| table.oid).collect();
+        for table in facts.tables.values_mut().flatten() {
+            table.plain &= reached(table.oid, &edges).iter().all(|oid| !bad.contains(oid));
+        }
         let oids = facts.tables.values().flatten().map(|table| table.oid);
         facts.spread = oids.map(|oid| (oid, spread(oid, &wild, &edges))).collect();
         Some(facts)
@@ -180,7 +196,8 @@ impl Facts {
 
     /// What a text does; `ttl` is the longest life of an answer from tables of these names.
     pub fn effect(&self, reading: &Reading, ttl: impl Fn(&[u8]) -> Duration) -> Effect {
-        Effect { touches: self.touches(reading), reads: self.reads(reading, ttl) }
+        let doubts = reading.doubt || !reading.plain;
+        Effect { touches: self.touches(reading), doubts, reads: self.reads(reading, ttl) }
     }
 
     fn touches(&self, reading: &Reading) -> Touched {
@@ -207,12 +224,16 @@ impl Facts {
     }
 
     fn reads(&self, reading: &Reading, ttl: impl Fn(&[u8]) -> Duration) -> Option<(Arc<[u32]>, Duration)> {
-        let wrong = reading.doubt || reading.fickle || !reading.plain || self.opaque;
+        let wrong = reading.doubt || reading.fickle || !reading.plain || !reading.query || self.opaque;
         if wrong || !reading.calls.iter().all(|call| self.is_steady(call)) {
             return None;
         }
         let (mut tables, mut life) = (Vec::new(), Duration::MAX);
         for name in &reading.names {
+            // `t.f` may be a call of f(t).
+            if self.functions.get(name).is_some_and(|_| !self.is_steady(name)) {
+                return None;
+            }
             let Some(named) = self.tables.get(name) else { continue };
             if named.iter().any(|table| !table.plain) {
                 return None;
@@ -238,11 +259,18 @@ fn number(text: Option<&[u8]>) -> Option<u32> {
 
 /// Everything that a write to this table may change.
 fn spread(from: u32, wild: &HashSet<u32>, edges: &HashMap<u32, Vec<u32>>) -> Touched {
+    let mut tables = reached(from, edges);
+    if tables.iter().any(|table| wild.contains(table)) {
+        return Touched::All;
+    }
+    tables.sort_unstable();
+    Touched::Tables(tables)
+}
+
+/// A table and all to which its edges lead.
+fn reached(from: u32, edges: &HashMap<u32, Vec<u32>>) -> Vec<u32> {
     let (mut seen, mut next) = (vec![from], vec![from]);
     while let Some(table) = next.pop() {
-        if wild.contains(&table) {
-            return Touched::All;
-        }
         for to in edges.get(&table).into_iter().flatten() {
             if !seen.contains(to) {
                 seen.push(*to);
@@ -250,8 +278,7 @@ fn spread(from: u32, wild: &HashSet<u32>, edges: &HashMap<u32, Vec<u32>>) -> Tou
             }
         }
     }
-    seen.sort_unstable();
-    Touched::Tables(seen)
+    seen
 }
 
 #[cfg(test)]
@@ -275,6 +302,8 @@ mod tests {
             ["r", "secret", "6", "f", "f"],
             ["r", "a", "7", "t", "f"],
             ["r", "to_trig", "8", "t", "f"],
+            ["r", "on_secret", "9", "t", "f"],
+            ["e", "9", "6", "-", "-"],
             ["e", "2", "3", "-", "-"],
             ["e", "8", "5", "-", "-"],
             ["p", "lower", "0", "t", "-"],
@@ -315,6 +344,9 @@ mod tests {
             ("select unheard_of(x) from child", None),
             ("select current_date from child", None),
             ("truncate child", None),
+            ("explain select * from child", None),
+            ("select c.yours from child c", None),
+            ("select x from on_secret", None),
         ] {
             assert_eq!(
                 effect(sql).reads.map(|(tables, _)| tables.to_vec()),

@@ -20,9 +20,10 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Numbers a word and passes it on.
-const TELL: &str =
-    "local n = redis.call('INCR', KEYS[1]) redis.call('PUBLISH', KEYS[1], n .. ' ' .. ARGV[1]) return n";
+/// Numbers a word and passes it on. A counter that is lost goes on from the clock: it never goes back.
+const TELL: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then local t = redis.call('TIME') \
+    redis.call('SET', KEYS[1], t[1] .. string.format('%06d', t[2])) end \
+    local n = string.format('%.0f', redis.call('INCR', KEYS[1])) redis.call('PUBLISH', KEYS[1], n .. ' ' .. ARGV[1]) return n";
 /// Longest wait for a connection and for an answer of it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest wait of a read for an answer from Redis: PostgreSQL has one as well.
@@ -33,6 +34,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(3);
 /// Pause before another try.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Words that are said at once.
+const BATCH: usize = 256;
 /// Answers that may wait to be stored; more are not.
 const OUTGOING: usize = 256;
 /// First byte of a stored answer; another format gets another one.
@@ -63,6 +66,8 @@ pub struct Word {
     pub touched: Touched,
     /// It has changed; else it may still.
     pub certain: bool,
+    /// The catalog may have changed as well.
+    pub doubts: bool,
 }
 
 struct Put {
@@ -73,18 +78,19 @@ struct Put {
 impl Word {
     /// About a write in a database.
     #[must_use]
-    pub fn new(database: &[u8], touched: &Touched, certain: bool) -> Self {
-        Self { database: Some(database.to_vec()), touched: touched.clone(), certain }
+    pub fn new(database: &[u8], touched: &Touched, certain: bool, doubts: bool) -> Self {
+        Self { database: Some(database.to_vec()), touched: touched.clone(), certain, doubts }
     }
 
     fn nothing() -> Self {
-        Self { database: None, touched: Touched::Nothing, certain: true }
+        Self { database: None, touched: Touched::Nothing, certain: true, doubts: false }
     }
 
-    /// As text: database in hexadecimal digits or `-`, `=` or `?` for certain or not, tables or `*`.
+    /// As text: database in hexadecimal digits or `-`, `=` or `?` for certain or not, `!` for doubts, tables or `*`.
     fn text(&self) -> String {
         let mut text = self.database.as_ref().map_or_else(|| "-".to_owned(), |name| hex(name));
-        text.push_str(if self.certain { " = " } else { " ? " });
+        text.push_str(if self.certain { " =" } else { " ?" });
+        text.push_str(if self.doubts { "! " } else { " " });
         match &self.touched {
             Touched::Nothing => text.push('-'),
             Touched::All => text.push('*'),
@@ -110,7 +116,7 @@ impl Word {
                 Touched::Tables(tables)
             }
         };
-        Some(Self { database, touched, certain: certain == "=" })
+        Some(Self { database, touched, certain: certain.starts_with('='), doubts: certain.ends_with('!') })
     }
 }
 
@@ -201,7 +207,7 @@ impl Level2 {
         let (stored, left) = asked.ok()?.ok()?;
         let left = Duration::from_millis(u64::try_from(left).ok()?);
         let (since, bytes) = unpack(&stored?, &wanted.tables)?;
-        Some((Terms { since, life: left.min(wanted.life), ..wanted.clone() }, bytes))
+        Some((Terms { since, asked: Instant::now(), life: left.min(wanted.life), ..wanted.clone() }, bytes))
     }
 
     async fn say(&self, connection: &mut MultiplexedConnection, word: &Word) -> RedisResult<u64> {
@@ -210,7 +216,8 @@ impl Level2 {
     }
 
     async fn store(&self, connection: &mut MultiplexedConnection, put: &Put) -> RedisResult<()> {
-        let life = u64::try_from(put.terms.life.as_millis()).unwrap_or(u64::MAX).max(1);
+        let life = put.terms.life.saturating_sub(put.terms.asked.elapsed());
+        let life = u64::try_from(life.as_millis()).unwrap_or(u64::MAX).max(1);
         let mut set = redis::cmd("SET");
         set.arg(self.place(&put.terms.key)).arg(pack(&put.terms, &put.bytes)).arg("PX").arg(life);
         set.query_async(connection).await
@@ -320,7 +327,7 @@ async fn speak(
     connection: &mut MultiplexedConnection,
     words: &mut mpsc::UnboundedReceiver<Word>,
 ) -> RedisResult<()> {
-    let everything = Word { database: Some(Vec::new()), touched: Touched::All, certain: true };
+    let everything = Word { database: Some(Vec::new()), touched: Touched::All, certain: true, doubts: true };
     loop {
         if level2.owes.swap(false, Ordering::SeqCst)
             && let Err(error) = level2.say(connection, &everything).await
@@ -328,8 +335,16 @@ async fn speak(
             level2.owes.store(true, Ordering::SeqCst);
             return Err(error);
         }
-        let Some(word) = words.recv().await else { return Ok(()) };
-        if let Err(error) = level2.say(connection, &word).await {
+        let mut batch = Vec::new();
+        if words.recv_many(&mut batch, BATCH).await == 0 {
+            return Ok(());
+        }
+        let mut all = redis::pipe();
+        for word in &batch {
+            let text = format!("{} {}", level2.myself, word.text());
+            all.cmd("EVAL").arg(TELL).arg(1).arg(level2.sequence()).arg(text).ignore();
+        }
+        if let Err(error) = all.query_async::<()>(connection).await {
             level2.owes.store(true, Ordering::SeqCst);
             return Err(error);
         }
@@ -342,7 +357,7 @@ async fn listen(cache: &Cache, level2: &Level2, pubsub: PubSub, first: u64) -> R
     let (mut sink, mut messages) = pubsub.split();
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut last = first;
+    let (mut last, mut met) = (first, false);
     loop {
         tokio::select! {
             biased;
@@ -351,7 +366,8 @@ async fn listen(cache: &Cache, level2: &Level2, pubsub: PubSub, first: u64) -> R
                 let text: String = message.get_payload()?;
                 let (number, myself, word) = heard(&text).ok_or_else(|| broken("a word that is none"))?;
                 // Said before this one listened, or before it said that it does.
-                if last == first && number <= first {
+                if !met && number <= first {
+                    met = number == first;
                     continue;
                 }
                 if Some(number) != last.checked_add(1) {
@@ -390,8 +406,8 @@ mod tests {
     fn words_travel_whole() {
         for word in [
             Word::nothing(),
-            Word::new("déjà vu".as_bytes(), &Touched::Tables(vec![1, 70_000]), true),
-            Word::new(b"d", &Touched::All, false),
+            Word::new("déjà vu".as_bytes(), &Touched::Tables(vec![1, 70_000]), true, false),
+            Word::new(b"d", &Touched::All, false, true),
         ] {
             assert_eq!(heard(&format!("7 me {}", word.text())), Some((7, "me", word)));
         }
@@ -402,8 +418,14 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_believed_only_whole_and_for_the_same_tables() {
-        let terms =
-            Terms { key: [1; 32], tables: Arc::new([3, 5]), since: 9, era: 0, life: Duration::from_secs(1) };
+        let terms = Terms {
+            key: [1; 32],
+            tables: Arc::new([3, 5]),
+            since: 9,
+            era: 0,
+            asked: Instant::now(),
+            life: Duration::from_secs(1),
+        };
         let stored = pack(&terms, READY);
         assert_eq!(unpack(&stored, &[3, 5]), Some((9, READY.to_vec())));
         assert_eq!((unpack(&stored, &[3]), unpack(&stored, &[3, 6])), (None, None));

@@ -15,7 +15,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often it looks at what is not.
 const REFRESH: Duration = Duration::from_secs(5);
 /// Longest look at one database.
-const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(2);
 
 /// Runs until stopped.
 pub(super) async fn run(cache: Arc<Cache>, pools: (Arc<Pools>, Arc<Identities>), stop: CancellationToken) {
@@ -34,12 +34,13 @@ pub(super) async fn run(cache: Arc<Cache>, pools: (Arc<Pools>, Arc<Identities>),
             if looked.contains(&database.name) || !is_due(&database) {
                 continue;
             }
-            looked.push(database.name.clone());
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 found = timeout(LONGEST, look(&cache, &database, &pools, &identity)) => {
-                    if !matches!(found, Ok(Some(()))) {
+                    if matches!(found, Ok(Some(()))) {
+                        looked.push(database.name.clone());
+                    } else {
                         tracing::debug!("the catalog of a database could not be looked at: nothing of it is kept");
                     }
                 }
@@ -60,19 +61,27 @@ async fn look(cache: &Cache, database: &Database, pools: &Pools, identity: &Arc<
     let (doubts, at) = (database.doubts.load(Ordering::SeqCst), Instant::now());
     let rows = catalog::rows(pools, identity, FINGERPRINT, true).await?;
     let fingerprint = rows.into_iter().next()?.into_iter().next()??;
-    let known = database.facts.load_full().filter(|seen| seen.facts.fingerprint == fingerprint);
+    // The fingerprint may not tell everything: after a doubt all of it is read.
+    let same = |seen: &Arc<Seen>| seen.facts.fingerprint == fingerprint && seen.doubts == doubts;
+    let known = database.facts.load_full().filter(same);
+    let mut other = false;
     let facts = match known {
         Some(seen) => Arc::clone(&seen.facts),
         None => {
             let rows = catalog::rows(pools, identity, CATALOG, true).await?;
             let facts = Arc::new(Facts::read(fingerprint, rows)?);
             // It may have been another one for as long as it was not looked at.
-            if database.facts.load().is_some() {
-                cache.flush();
-            }
+            other = database
+                .facts
+                .load()
+                .as_ref()
+                .is_some_and(|seen| seen.facts.fingerprint != facts.fingerprint);
             facts
         }
     };
     database.facts.store(Some(Arc::new(Seen { facts, at, doubts })));
+    if other {
+        cache.flush();
+    }
     Some(())
 }

@@ -39,7 +39,14 @@ const PLAIN: &[&[u8]] = &[
     b"notify",
     b"explain",
     b"deallocate",
+    b"discard",
+    b"lock",
+    b"analyze",
+    b"vacuum",
 ];
+
+/// First words of statements whose rows may be kept.
+const QUERIES: [&[u8]; 4] = [b"select", b"with", b"values", b"table"];
 
 /// Words whose value is another one each time, or another one for each user, and columns that PostgreSQL changes by itself.
 const FICKLE: &[&[u8]] = &[
@@ -77,6 +84,8 @@ pub struct Reading {
     pub calls: Vec<Box<[u8]>>,
     /// Every statement begins with a word of [`PLAIN`], and none is about a prepared transaction.
     pub plain: bool,
+    /// Every statement begins with SELECT, WITH, VALUES or TABLE.
+    pub query: bool,
     /// Something in it has another value each time.
     pub fickle: bool,
     /// Its names cannot be told.
@@ -86,7 +95,7 @@ pub struct Reading {
 /// Reads a text under the session's `standard_conforming_strings`.
 #[must_use]
 pub fn read(sql: &[u8], standard_strings: bool) -> Reading {
-    let mut reading = Reading { plain: true, ..Reading::default() };
+    let mut reading = Reading { plain: true, query: true, ..Reading::default() };
     let mut lexer = Lexer::new(sql, standard_strings);
     let (mut last, mut first) = (None, true);
     while let Some(token) = lexer.next() {
@@ -105,8 +114,9 @@ pub fn read(sql: &[u8], standard_strings: bool) -> Reading {
             TokenKind::Word => {
                 let name: Box<[u8]> = bytes.to_ascii_lowercase().into();
                 reading.plain &= !first || PLAIN.contains(&&*name);
-                // Of a prepared transaction; a COPY from a program.
-                reading.plain &= *name != *b"prepared" && *name != *b"program";
+                reading.query &= !first || QUERIES.contains(&&*name);
+                // Of a prepared transaction; a COPY from a program; what was prepared by SQL.
+                reading.plain &= ![&b"prepared"[..], b"program", b"execute"].contains(&&*name);
                 reading.doubt |= !bytes.is_ascii();
                 last = reading.name(name);
             }
@@ -117,13 +127,18 @@ pub fn read(sql: &[u8], standard_strings: bool) -> Reading {
                 reading.doubt |= simple.is_none();
                 last = simple.and_then(|name| reading.name(name.into()));
             }
-            TokenKind::String => reading.fickle |= names_a_time(bytes),
+            // In escapes a word may hide.
+            TokenKind::String => reading.fickle |= names_a_time(bytes) || bytes.contains(&b'\\'),
             TokenKind::Other => reading.doubt = true,
             _ => {}
         }
         first = token.kind == TokenKind::Punct(b';') || first && token.kind == TokenKind::Punct(b'(');
     }
     reading.doubt |= lexer.unterminated();
+    // SELECT INTO makes a table.
+    let has = |word: &[u8]| reading.names.iter().any(|name| **name == *word);
+    let makes = has(b"into") && !has(b"insert") && !has(b"merge");
+    reading.plain &= !makes;
     reading
 }
 
@@ -193,6 +208,10 @@ mod tests {
             ("grant select on t to a", false),
             ("truncate t", false),
             ("commit prepared 'x'", false),
+            ("explain analyze execute s", false),
+            ("select * into n from t", false),
+            ("insert into t select 1", true),
+            ("discard all", true),
             ("execute s", false),
             ("do $$ begin end $$", false),
             ("call p()", false),
@@ -208,6 +227,7 @@ mod tests {
             ("select now() from t", false, false),
             ("select current_date from t", true, false),
             ("select 'NOW'::timestamptz from t", true, false),
+            ("select E'n\\x6fw'::timestamptz from t", true, false),
             ("select $$ tomorrow $$::date from t", true, false),
             ("select * from t tablesample system (1)", true, false),
             ("select ctid from t", true, false),

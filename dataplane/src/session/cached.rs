@@ -49,6 +49,11 @@ impl Session {
         found
     }
 
+    /// Answers without a server wait for the client: no more of them are made.
+    pub(super) fn is_choked(&self) -> bool {
+        self.desk.is_open() && self.server.is_none() && self.to_client.blocked()
+    }
+
     /// The session's run has been answered without a server.
     pub(super) fn answered(&mut self) {
         self.core.answered();

@@ -313,7 +313,7 @@ impl Session {
         if self.place.is_some() {
             return self.poll_place(cx, &mut bench.tools);
         }
-        if self.is_held() {
+        if self.is_held() || self.is_choked() {
             return Ok(false);
         }
         if self.to_server.blocked()
@@ -472,7 +472,7 @@ impl Session {
                     }
                 }
                 ClientStep::Acquire => {
-                    if !self.find_answer(cx, rest, tools).map_err(|step| (at, step))? {
+                    if !self.find_answer(cx, rest, tools).map_err(|step| (at, step))? || self.is_choked() {
                         return Ok(at);
                     }
                 }

@@ -332,7 +332,10 @@ impl Run {
                     }
                     self.merge(&verdict);
                 }
-                None if tag == b'B' && !self.named => self.merge(&Verdict::in_doubt()),
+                None if tag == b'B' && !self.named => {
+                    judge.watching.wrote_anything();
+                    self.merge(&Verdict::in_doubt());
+                }
                 _ => {}
             }
             self.named = true;
@@ -416,7 +419,8 @@ impl Judge<'_> {
     pub fn text(&mut self, sql: &[u8]) -> Verdict {
         if self.readable {
             let verdict = self.cache.get_or_classify(sql, self.standard_strings, self.known);
-            if verdict.may_write {
+            // A cursor changes nothing by itself: its FETCH may.
+            if verdict.may_write || verdict.class == Class::Write {
                 self.watching.wrote(sql, self.standard_strings);
             }
             return verdict.clone();

@@ -306,7 +306,8 @@ async fn acquire(session: &mut Session) -> Result<(), End> {
             return Ok(());
         }
         Ok(None) => {}
-        Err(Lost::Gone | Lost::Failed(Failure::Session(_))) => return Err(End::Silent),
+        Err(Lost::Gone) => return Err(End::Silent),
+        Err(Lost::Failed(Failure::Session(raw))) => return Err(End::Words(raw)),
         Err(Lost::Failed(Failure::Statement(error))) => {
             session.fail(&error);
             return Ok(());
