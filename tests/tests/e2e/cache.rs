@@ -276,6 +276,9 @@ fn what_has_another_value_each_time_or_is_no_plain_table_is_not_kept() {
          grant all on seen, stored to public; create table fresh (x int); grant all on fresh to public; \
          create function mine(int) returns int language sql stable as 'select n from items where id = $1'; \
          create sequence counted; grant all on counted to public; \
+         create function total(items) returns bigint language sql stable as 'select count(*) from others'; \
+         create function plus(int, int) returns int language sql stable as 'select $1 + $2 + (select n from others)'; \
+         create aggregate grown(int) (sfunc = plus, stype = int, initcond = '0'); \
          create function pure(int) returns int language sql immutable as 'select $1'; insert into fresh values (1)",
     );
     let mut app = proxy.connect("app");
@@ -295,6 +298,10 @@ fn what_has_another_value_each_time_or_is_no_plain_table_is_not_kept() {
         "select relname from pg_class limit 1",
         "select xmin, n from items",
         "select n from items for update",
+        "select items.total from items",
+        "select grown(n) from items",
+        "explain select n from items",
+        "select E'n\\x6fw'::timestamptz, n from items",
         "select n from items; select n from items",
         "select /* helios:cache=skip */ n from items",
         "/* helios:cache=skip */ select n from items",
@@ -352,6 +359,15 @@ fn writes_that_reach_other_tables_count_there_as_well() {
         ("select count(*) from measured_1", "insert into measured values (3, 3)"),
         ("select n from log", "insert into watched values (1)"),
         ("select n from items where id = 2", "select sneaky()"),
+        (
+            "select n from items where id = 2",
+            "begin; declare c cursor for select sneaky(); fetch all from c; commit",
+        ),
+        ("select n from items where id = 2", "prepare s as select sneaky(); execute s; deallocate s"),
+        (
+            "select n from items where id = 2",
+            "prepare s as select sneaky(); explain analyze execute s; deallocate s",
+        ),
         ("select n from items where id = 2", "update seen set n = n + 1 where id = 2"),
         ("select count(*) from child", "truncate parent cascade"),
     ] {
@@ -406,6 +422,31 @@ fn sessions_with_a_server_of_their_own_are_heard_and_not_answered() {
 }
 
 #[test]
+fn answers_do_not_pile_up_for_a_client_that_reads_none() {
+    let (cluster, proxy) = start("");
+    cluster.execute(
+        "create table wide as select 1 as id, repeat('x', 900000) as v; grant all on wide to public",
+    );
+    let sql = "select v from wide";
+    let mut client = proxy.connect("app");
+    warm(&proxy, &mut client, sql);
+    let (mut raw, _) = proxy.raw("app");
+    raw.send(&helios_tests::raw::query(sql).repeat(500));
+    let (before, pages) = (hits(&proxy), || {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", proxy.pid)).unwrap();
+        statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(pages() < (100 << 20) / 4096, "{} pages", pages());
+    // It reads after all: every answer is there.
+    for _ in 0..500 {
+        let answer = raw.until_ready(1);
+        assert_eq!(answer.iter().filter(|message| message.tag == b'D').count(), 1);
+    }
+    assert!(hits(&proxy) >= before);
+}
+
+#[test]
 fn data_planes_share_answers_and_hear_of_each_others_writes() {
     let mut redis = Redis::start();
     let cluster = Cluster::start(&[]);
@@ -446,6 +487,26 @@ fn data_planes_share_answers_and_hear_of_each_others_writes() {
     let mut there = second.connect("app");
     assert_eq!(value(&mut there, READ), "100");
     warm(&second, &mut there, READ);
+
+    // A right that is taken away elsewhere: what Redis has of before is nobody's.
+    let sql = "select n, 'right' from items where id = 1";
+    warm(&first, &mut here, sql);
+    behind(&cluster, "revoke all on items from public");
+    for client in [&mut here, &mut there] {
+        eventually(LONG, "the right is gone", || client.simple_query(sql).is_err());
+        assert!(client.simple_query(sql).is_err(), "and stays gone");
+    }
+    behind(&cluster, "grant all on items to public");
+    eventually(LONG, "it is back", || here.simple_query(sql).is_ok() && there.simple_query(sql).is_ok());
+    // The counter is lost, as by eviction: numbers never go back, and words are heard all the same.
+    warm(&second, &mut there, READ);
+    let _ = redis.ask("DEL helios:writes");
+    for round in 101..110 {
+        here.batch_execute(&format!("update items set n = {round} where id = 1")).unwrap();
+        assert_eq!(value(&mut here, READ), round.to_string());
+        eventually(LONG, "through the other", || value(&mut there, READ) == round.to_string());
+        warm(&second, &mut there, READ);
+    }
 
     // Redis is gone: everything is read from PostgreSQL, and nobody notices.
     redis.kill();
