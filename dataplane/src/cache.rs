@@ -9,6 +9,7 @@
 //! once, on other data planes as soon as Redis has told them.
 
 mod answer;
+mod ask;
 mod desk;
 mod facts;
 mod level2;
@@ -18,7 +19,8 @@ mod reading;
 mod shape;
 mod stamps;
 
-pub use desk::{Asker, Desk, Found, Readings, Watch};
+pub use ask::{Asker, Found};
+pub use desk::{Desk, Readings, Watch};
 pub use metrics::families;
 
 use answer::Terms;

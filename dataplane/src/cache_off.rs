@@ -1,14 +1,15 @@
 //! The twin of `cache` in a build without feature `distribcache`: nothing is looked up, recorded or noted. The configuration
 //! refuses `enabled = true`.
 
-use crate::pool::Identity;
-use crate::pool::identity::Greeting;
+#[path = "cache/ask.rs"]
+mod ask;
+
+pub use ask::{Asker, Found};
+
 use crate::route::Verdict;
-use crate::server::settings::Texts;
 use crate::session::run::Watching;
 use crate::worker::Shared;
 use helios_proto::config::Config;
-use helios_proto::model::Snapshot;
 use prometheus::proto::MetricFamily;
 use std::io;
 use std::marker::PhantomData;
@@ -22,32 +23,6 @@ pub enum Cache {}
 /// Of a session without a cache.
 #[derive(Default)]
 pub struct Desk;
-
-/// What came of looking.
-pub enum Found {
-    /// This is the answer.
-    Answer(Arc<[u8]>),
-    /// [`Desk::fetch`] may have it.
-    Fetch,
-    /// The primary is to be asked.
-    Primary,
-    /// It is none of the cache's business.
-    Nothing,
-}
-
-/// Whose run it is, and under which settings.
-pub struct Asker<'a> {
-    /// Role, database and startup parameters.
-    pub identity: &'a Identity,
-    /// Settings that the session has made, by name.
-    pub settings: Option<&'a Arc<Texts>>,
-    /// Of which cluster, and how far it has come.
-    pub snapshot: &'a Snapshot,
-    /// What the session was told when its server connections were opened.
-    pub greeting: &'a Greeting,
-    /// Text, NUL and types of a prepared statement.
-    pub prepared: &'a dyn Fn(&[u8]) -> Option<&'a [u8]>,
-}
 
 /// Remembers nothing.
 pub struct Readings;

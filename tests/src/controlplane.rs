@@ -16,10 +16,10 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use crate::eventually;
 use crate::guard::{Guard, signal};
 use crate::http;
 use crate::proxy::{Logging, address_of, config_file, program};
+use crate::{eventually, first_said};
 
 /// How long the program may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -205,12 +205,7 @@ impl ControlPlane {
     #[must_use]
     #[track_caller]
     pub fn said(&self, text: &str) -> String {
-        let mut line = None;
-        eventually(Duration::from_secs(20), text, || {
-            line = self.logged(text).into_iter().next();
-            line.is_some()
-        });
-        line.unwrap()
+        first_said(text, || self.logged(text))
     }
 
     /// Sends SIGHUP.

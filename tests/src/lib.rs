@@ -84,6 +84,17 @@ pub fn eventually(limit: Duration, what: &str, mut condition: impl FnMut() -> bo
     }
 }
 
+/// The first line with this text, once a log has one.
+#[track_caller]
+fn first_said(text: &str, logged: impl Fn() -> Vec<String>) -> String {
+    let mut line = None;
+    eventually(Duration::from_secs(20), text, || {
+        line = logged().into_iter().next();
+        line.is_some()
+    });
+    line.unwrap()
+}
+
 /// Raises the limit of open files of this process, for tests with thousands of sockets.
 ///
 /// # Panics

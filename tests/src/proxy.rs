@@ -17,7 +17,7 @@ use crate::http::{self, Metrics};
 use crate::net::Net;
 use crate::patroni::Patroni;
 use crate::raw::{Hello, Raw};
-use crate::{cluster, eventually};
+use crate::{cluster, eventually, first_said};
 
 /// How long the proxy may take to start, reload or stop.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -381,12 +381,7 @@ impl Proxy {
     #[must_use]
     #[track_caller]
     pub fn said(&self, text: &str) -> String {
-        let mut line = None;
-        eventually(Duration::from_secs(20), text, || {
-            line = self.logged(text).into_iter().next();
-            line.is_some()
-        });
-        line.unwrap()
+        first_said(text, || self.logged(text))
     }
 
     /// A scrape of `/metrics`.

@@ -2,15 +2,13 @@
 //! writes may have changed. Never awaits but in [`Desk::fetch`].
 
 use super::answer::{Recorded, Recording, Terms};
+use super::ask::{Asker, Found};
 use super::facts::{Effect, Facts};
 use super::reading;
 use super::shape::{Key, Shape, shape};
 use super::stamps::Touched;
 use super::{Cache, Database, Level};
-use crate::pool::Identity;
-use crate::pool::identity::Greeting;
 use crate::route::{Class, RouteHint, TxWord, Verdict};
-use crate::server::settings::Texts;
 use crate::session::run::Watching;
 use helios_proto::model::Snapshot;
 use std::hash::BuildHasher as _;
@@ -69,32 +67,6 @@ impl Drop for Fill {
             self.link.cache.land(&self.terms.key);
         }
     }
-}
-
-/// What came of looking.
-pub enum Found {
-    /// This is the answer.
-    Answer(Arc<[u8]>),
-    /// [`Desk::fetch`] may have it; if not, the primary is to be asked.
-    Fetch,
-    /// The primary is to be asked, so that the answer can be kept.
-    Primary,
-    /// It is none of the cache's business.
-    Nothing,
-}
-
-/// Whose run it is, and under which settings.
-pub struct Asker<'a> {
-    /// Role, database and startup parameters.
-    pub identity: &'a Identity,
-    /// Settings that the session has made, by name.
-    pub settings: Option<&'a Arc<Texts>>,
-    /// Of which cluster, and how far it has come.
-    pub snapshot: &'a Snapshot,
-    /// What the session was told when its server connections were opened.
-    pub greeting: &'a Greeting,
-    /// Text, NUL and types of a prepared statement.
-    pub prepared: super::shape::Prepared<'a>,
 }
 
 impl Desk {

@@ -3,18 +3,18 @@
 //! silence, and this one begins anew. While Redis is away nothing is answered, and what was not said is made up for by one
 //! word that throws everything away. Never trusts what it finds there to be whole.
 
-use super::Cache;
 use super::answer::{Terms, is_whole};
 use super::shape::Key;
 use super::stamps::Touched;
+use super::{Cache, lock};
 use futures_util::StreamExt as _;
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{Client, RedisResult};
+use redis::{Client, Cmd, RedisResult};
 use std::fmt::Write as _;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -190,11 +190,11 @@ impl Level2 {
     }
 
     fn connection(&self) -> Option<MultiplexedConnection> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.connection).clone()
     }
 
     fn connect(&self, connection: Option<MultiplexedConnection>) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+        *lock(&self.connection) = connection;
     }
 
     /// The answer of this key, if Redis has one: its terms as of now, and its bytes.
@@ -210,9 +210,11 @@ impl Level2 {
         Some((Terms { since, asked: Instant::now(), life: left.min(wanted.life), ..wanted.clone() }, bytes))
     }
 
-    async fn say(&self, connection: &mut MultiplexedConnection, word: &Word) -> RedisResult<u64> {
-        let text = format!("{} {}", self.myself, word.text());
-        redis::cmd("EVAL").arg(TELL).arg(1).arg(self.sequence()).arg(text).query_async(connection).await
+    /// The command that says a word; its answer is the number.
+    fn saying(&self, word: &Word) -> Cmd {
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(TELL).arg(1).arg(self.sequence()).arg(format!("{} {}", self.myself, word.text()));
+        eval
     }
 
     async fn store(&self, connection: &mut MultiplexedConnection, put: &Put) -> RedisResult<()> {
@@ -251,9 +253,8 @@ fn unpack(stored: &[u8], tables: &[u32]) -> Option<(u64, Vec<u8>)> {
 /// Runs until stopped.
 pub(super) async fn run(cache: Arc<Cache>, stop: CancellationToken) {
     let Some(level2) = &cache.level2 else { return };
-    let take = |cell: &Mutex<Option<_>>| cell.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(mut words) = take(&level2.heard) else { return };
-    let Some(mut puts) = level2.putting.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    let Some(mut words) = lock(&level2.heard).take() else { return };
+    let Some(mut puts) = lock(&level2.putting).take() else { return };
     let mut told = false;
     loop {
         let ended = tokio::select! {
@@ -295,7 +296,7 @@ async fn converse(
     };
     let (pubsub, mut connection) = timeout(PATIENCE * 2, connect).await.map_err(|_| late())??;
     connection.set_response_timeout(PATIENCE);
-    let first = level2.say(&mut connection, &Word::nothing()).await?;
+    let first = level2.saying(&Word::nothing()).query_async(&mut connection).await?;
     cache.start_over(first);
     level2.connect(Some(connection.clone()));
     level2.up.store(true, Ordering::SeqCst);
@@ -329,20 +330,15 @@ async fn speak(
 ) -> RedisResult<()> {
     let everything = Word { database: Some(Vec::new()), touched: Touched::All, certain: true, doubts: true };
     loop {
-        if level2.owes.swap(false, Ordering::SeqCst)
-            && let Err(error) = level2.say(connection, &everything).await
-        {
-            level2.owes.store(true, Ordering::SeqCst);
-            return Err(error);
-        }
         let mut batch = Vec::new();
-        if words.recv_many(&mut batch, BATCH).await == 0 {
+        if level2.owes.swap(false, Ordering::SeqCst) {
+            batch.push(everything.clone());
+        } else if words.recv_many(&mut batch, BATCH).await == 0 {
             return Ok(());
         }
         let mut all = redis::pipe();
         for word in &batch {
-            let text = format!("{} {}", level2.myself, word.text());
-            all.cmd("EVAL").arg(TELL).arg(1).arg(level2.sequence()).arg(text).ignore();
+            all.add_command(level2.saying(word)).ignore();
         }
         if let Err(error) = all.query_async::<()>(connection).await {
             level2.owes.store(true, Ordering::SeqCst);

@@ -132,7 +132,7 @@ pub fn read(sql: &[u8], standard_strings: bool) -> Reading {
             TokenKind::Other => reading.doubt = true,
             _ => {}
         }
-        first = token.kind == TokenKind::Punct(b';') || first && token.kind == TokenKind::Punct(b'(');
+        first = token.kind == TokenKind::Punct(b';');
     }
     reading.doubt |= lexer.unterminated();
     // SELECT INTO makes a table.
@@ -154,7 +154,8 @@ impl Reading {
     }
 
     fn call(&mut self, name: Box<[u8]>) {
-        if !self.calls.contains(&name) {
+        // As with names: a text in doubt is not looked at any closer, however long it is.
+        if !self.doubt && !self.calls.contains(&name) {
             self.calls.push(name);
         }
     }
@@ -241,6 +242,9 @@ mod tests {
             let reading = read(sql.as_bytes(), true);
             assert_eq!((reading.fickle, reading.doubt), (fickle, doubt), "{sql}");
         }
+        let many: String = (0..5_000).map(|i| format!("f{i}(1), ")).collect();
+        let reading = read(format!("select {many} 1").as_bytes(), true);
+        assert!(reading.doubt && reading.names.len() <= MOST_NAMES && reading.calls.len() <= MOST_NAMES);
         let long = format!("select * from {}", "x".repeat(64));
         assert!(read(long.as_bytes(), true).doubt);
         assert!(names_a_time(b"\0\0\x03nOw\0") && !names_a_time(b"no w"));

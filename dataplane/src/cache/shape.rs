@@ -1,6 +1,7 @@
 //! Which runs may be answered from the cache, and under which key. A run is one Query, or Bind, Describe, Execute and Sync of
 //! one statement, with or without its Parse: anything else is left alone. Pure.
 
+use super::ask::Prepared;
 use super::reading::names_a_time;
 use crate::session::names::{Named, named};
 use helios_pgwire::frame::{Header, take_cstr};
@@ -20,9 +21,6 @@ pub struct Shape<'a> {
     pub sql: &'a [u8],
     messages: Vec<(u8, &'a [u8])>,
 }
-
-/// What was prepared under a name: its text, NUL, and its types.
-pub type Prepared<'a> = &'a dyn Fn(&[u8]) -> Option<&'a [u8]>;
 
 /// The shape of a run; `prepared` knows the named statements.
 #[must_use]
