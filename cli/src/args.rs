@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use helios_papers::Shell;
 
-use crate::verbs::{ConfigVerb, ContextVerb, DataplaneVerb, NodeVerb, PoolVerb, TopologyVerb};
+use crate::verbs::{CacheVerb, ConfigVerb, ContextVerb, DataplaneVerb, NodeVerb, PoolVerb, TopologyVerb};
 use crate::words::duration;
 
 /// Sees and changes a HeliosProxy: one standalone proxy, or a fleet behind a control plane.
@@ -120,6 +120,9 @@ pub enum Command {
     /// Pools of server connections
     #[command(subcommand, after_help = "Examples:\n  heliosctl pool list\n  heliosctl pool pause primary")]
     Pool(PoolVerb),
+    /// Result caches of the data planes
+    #[command(subcommand, after_help = "Examples:\n  heliosctl cache stats\n  heliosctl cache flush")]
+    Cache(CacheVerb),
     /// Proxies
     #[command(
         subcommand,

@@ -42,6 +42,7 @@ macro_rules! named {
 
 named!(
     AuditReply,
+    CacheInfo,
     ChangeReply,
     ConfigReply,
     DataplaneInfo,
@@ -50,6 +51,7 @@ named!(
     EventsReply,
     ExplainReply,
     HistoryReply,
+    ListCachesReply,
     ListDataplanesReply,
     ListNodesReply,
     ListPoolsReply,

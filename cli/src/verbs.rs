@@ -223,6 +223,25 @@ pub enum PoolVerb {
     },
 }
 
+/// Verbs of `cache`.
+#[derive(Debug, Subcommand)]
+pub enum CacheVerb {
+    /// What each data plane's cache holds, and how often it had the answer
+    #[command(after_help = "Examples:\n  heliosctl cache stats\n  heliosctl cache stats -o wide --watch")]
+    Stats {
+        /// Repeat.
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Throws everything away that the caches hold, also in Redis
+    #[command(after_help = "Examples:\n  heliosctl cache flush\n  heliosctl cache flush --wait none")]
+    Flush {
+        /// Waiting.
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
 /// Verbs of `dataplane`.
 #[derive(Debug, Subcommand)]
 pub enum DataplaneVerb {

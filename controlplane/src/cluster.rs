@@ -37,6 +37,8 @@ pub(crate) enum Event {
     Latched(Latch),
     /// The authority outside was asked then, and this came of it.
     Told { asked: Instant, told: Told },
+    /// An operator wants result caches emptied; when, in milliseconds since 1970.
+    FlushCaches(u64),
 }
 
 /// What a data plane holds of the topology.
@@ -84,6 +86,8 @@ pub(crate) struct Cluster {
     word: Word,
     /// The pause between two questions to it if it should be asked often.
     asked_often: Option<Duration>,
+    /// The last order to empty result caches.
+    cache_flush: u64,
 }
 
 impl Cluster {
@@ -105,6 +109,7 @@ impl Cluster {
             obeyed: None,
             word: Word::default(),
             asked_often: None,
+            cache_flush: 0,
         };
         let now = Instant::now();
         cluster.obey_hold(now);
@@ -135,6 +140,7 @@ impl Cluster {
             obeyed: None,
             word: Word::default(),
             asked_often: None,
+            cache_flush: snapshot.cache_flush,
         };
         if snapshot.primary.is_none() {
             // Why there was none is not known here: everybody has to be asked first.
@@ -166,6 +172,11 @@ impl Cluster {
     /// System identifier of the cluster, once known.
     pub const fn system(&self) -> Option<u64> {
         self.system
+    }
+
+    /// When result caches were last ordered to be emptied.
+    pub const fn cache_flush(&self) -> u64 {
+        self.cache_flush
     }
 
     /// Work that waits for a switchover.
@@ -209,6 +220,11 @@ impl Cluster {
                     self.word.hear(asked, told);
                 }
                 (Change::Nothing, None)
+            }
+            Event::FlushCaches(at) => {
+                // Another number than before, whatever the clock says.
+                self.cache_flush = at.max(self.cache_flush.saturating_add(1));
+                (Change::State, None)
             }
         };
         self.settle(now);

@@ -17,7 +17,7 @@ use crate::cluster::{Change, Cluster, Event, Held, Objection};
 use crate::gate::{Gate, Pass};
 use crate::health::Task;
 use crate::publish::Publisher;
-use crate::store::Latch;
+use crate::store::{Latch, unix_ms};
 
 /// Events that may wait; evidence beyond that is dropped, probes wait.
 const QUEUE: usize = 1024;
@@ -48,6 +48,8 @@ pub struct Events {
 enum Order {
     /// Another configuration; the answer is the revision of the snapshot that holds it.
     Reload(Spec, oneshot::Sender<u64>),
+    /// Result caches are to be emptied; the answer is the same.
+    FlushCaches(u64, oneshot::Sender<u64>),
     /// A data plane holds this; answered once it is taken into account.
     Held(Held, oneshot::Sender<()>),
     /// The store holds this latch.
@@ -130,6 +132,13 @@ impl Events {
         published.await.ok()
     }
 
+    /// Has every result cache emptied. The revision of the snapshot that says so; `None`: the core has stopped.
+    pub(crate) async fn flush_caches(&self) -> Option<u64> {
+        let (answer, published) = oneshot::channel();
+        self.orders.send(Order::FlushCaches(unix_ms(), answer)).await.ok()?;
+        published.await.ok()
+    }
+
     /// Says what a data plane holds, perhaps of an earlier life: what is published from now on goes on from there.
     pub async fn held(&self, held: Held) {
         let (answer, done) = oneshot::channel();
@@ -193,9 +202,11 @@ impl Coordinator {
                 self.handle(Event::Reload(spec));
                 self.start_tasks();
                 self.start_asker();
-                // Nobody may wait for the answer any more.
-                let open = self.gate.is_open();
-                let _ = answer.send(if open { self.publisher.revision() } else { self.publisher.next() });
+                self.answer(answer);
+            }
+            Order::FlushCaches(at, answer) => {
+                self.handle(Event::FlushCaches(at));
+                self.answer(answer);
             }
             Order::Held(held, answer) => {
                 let revision = held.revision;
@@ -216,6 +227,13 @@ impl Coordinator {
                 let _ = answer.send(());
             }
         }
+    }
+
+    /// The revision that holds, or will hold, what was just handled.
+    fn answer(&self, answer: oneshot::Sender<u64>) {
+        let open = self.gate.is_open();
+        // Nobody may wait for it any more.
+        let _ = answer.send(if open { self.publisher.revision() } else { self.publisher.next() });
     }
 
     fn handle(&mut self, event: Event) {

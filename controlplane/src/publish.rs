@@ -87,5 +87,6 @@ fn snapshot(cluster: &Cluster, revision: u64) -> Snapshot {
         primary: cluster.primary(),
         hold: cluster.hold().cloned(),
         authority: cluster.authority(),
+        cache_flush: cluster.cache_flush(),
     }
 }

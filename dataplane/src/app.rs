@@ -188,6 +188,9 @@ async fn follow(
     stop: CancellationToken,
 ) {
     applied(&shared.pools.view().snapshot);
+    if let Some(answers) = &shared.answers {
+        answers.obey(&shared.pools.view().snapshot);
+    }
     let mut hold: Option<Instant> = None;
     loop {
         let over = tokio::time::sleep_until(hold.unwrap_or_else(Instant::now).into());
@@ -208,6 +211,9 @@ async fn follow(
         hold = snapshot.hold.as_ref().map(|hold| hold.until);
         if shared.pools.apply(snapshot) {
             shared.registry.wake_all();
+        }
+        if let Some(answers) = &shared.answers {
+            answers.obey(&shared.pools.view().snapshot);
         }
         applied(&shared.pools.view().snapshot);
     }

@@ -13,8 +13,10 @@ mod ask;
 mod desk;
 mod facts;
 mod level2;
+mod logical;
 mod look;
 mod metrics;
+mod pgoutput;
 mod reading;
 mod shape;
 mod stamps;
@@ -27,6 +29,8 @@ use answer::Terms;
 use arc_swap::ArcSwapOption;
 use facts::Facts;
 use helios_proto::config::{CacheSettings, Config};
+use helios_proto::model::{Snapshot, TopologyKey};
+use helios_proto::wire::v1::CacheStatus;
 use level2::{Level2, Word};
 use shape::Key;
 use stamps::{Stamps, Touched};
@@ -59,7 +63,12 @@ pub struct Cache {
     era: AtomicU64,
     level2: Option<Level2>,
     counts: Counts,
+    /// The last order of an operator's to throw everything away; [`UNHEARD`]: of none is known, not even of no order.
+    ordered: AtomicU64,
 }
+
+/// No snapshot of a control plane has been seen.
+const UNHEARD: u64 = u64::MAX;
 
 /// One database, by its name: all of them are one cluster's.
 pub struct Database {
@@ -68,6 +77,8 @@ pub struct Database {
     stamps: Stamps,
     /// Counts what may have changed the catalog.
     doubts: AtomicU64,
+    /// Every write of the primary of this topology is heard of; only with `invalidation = "logical"`.
+    followed: ArcSwapOption<TopologyKey>,
 }
 
 /// A look at a catalog.
@@ -140,7 +151,47 @@ impl Cache {
             era: AtomicU64::new(0),
             level2,
             counts: Counts::default(),
+            ordered: AtomicU64::new(UNHEARD),
         })))
+    }
+
+    /// What an operator is told.
+    #[must_use]
+    pub fn status(&self) -> CacheStatus {
+        let Counts { hits, shared_hits, misses, fills, invalidations, flushes } = &self.counts;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (entries, bytes) = self.size();
+        CacheStatus {
+            up: self.is_up(),
+            shared: self.is_shared(),
+            hits: read(hits),
+            shared_hits: read(shared_hits),
+            misses: read(misses),
+            fills: read(fills),
+            invalidations: read(invalidations),
+            flushes: read(flushes),
+            entries,
+            bytes,
+            max_bytes: self.settings.max_bytes,
+        }
+    }
+
+    /// Throws everything away, here and in Redis, if a snapshot has another order to do so than the last one had. What the
+    /// first one has was ordered before this process was there.
+    pub fn obey(&self, snapshot: &Snapshot) {
+        if snapshot.revision == 0 {
+            return;
+        }
+        let order = snapshot.cache_flush;
+        let last = self.ordered.swap(order, Ordering::SeqCst);
+        if last == UNHEARD || order == 0 || order == last {
+            return;
+        }
+        tracing::info!("the cache is emptied, as ordered");
+        let Some(level2) = &self.level2 else { return self.flush() };
+        // Nothing is answered until every data plane hears it.
+        lock(&self.databases).values().for_each(|database| database.stamps.begin(&Touched::All));
+        level2.tell(Word::everything());
     }
 
     /// Answers kept, and their bytes.
@@ -169,7 +220,8 @@ impl Cache {
         }
         let stamps = Stamps::from(self.floor.load(Ordering::SeqCst));
         let (facts, doubts) = (ArcSwapOption::empty(), AtomicU64::new(0));
-        let database = Arc::new(Database { name: name.to_vec(), facts, stamps, doubts });
+        let followed = ArcSwapOption::empty();
+        let database = Arc::new(Database { name: name.to_vec(), facts, stamps, doubts, followed });
         databases.insert(name.to_vec(), Arc::clone(&database));
         database
     }
@@ -290,6 +342,11 @@ impl Database {
         (fresh && seen.doubts == self.doubts.load(Ordering::SeqCst)).then(|| Arc::clone(&seen.facts))
     }
 
+    /// Whether every write is heard of now.
+    fn is_followed(&self, key: TopologyKey) -> bool {
+        self.followed.load().as_deref() == Some(&key)
+    }
+
     /// The catalog may have changed.
     fn doubt(&self) {
         self.doubts.fetch_add(1, Ordering::SeqCst);
@@ -315,6 +372,11 @@ pub fn start(
 ) {
     let pools = (Arc::clone(&shared.pools), Arc::clone(&shared.identities));
     tasks.spawn(look::run(Arc::clone(cache), pools, stop.clone()));
+    if let Some(settings) = &cache.settings.logical {
+        let pools = (Arc::clone(&shared.pools), Arc::clone(&shared.identities));
+        let followers = logical::Followers::new(Arc::clone(cache), settings, pools, tasks.clone());
+        tasks.spawn(followers.run(stop.clone()));
+    }
     if cache.level2.is_some() {
         tasks.spawn(level2::run(Arc::clone(cache), stop.clone()));
     }

@@ -10,6 +10,8 @@ use crate::route::Verdict;
 use crate::session::run::Watching;
 use crate::worker::Shared;
 use helios_proto::config::Config;
+use helios_proto::model::Snapshot;
+use helios_proto::wire::v1::CacheStatus;
 use prometheus::proto::MetricFamily;
 use std::io;
 use std::marker::PhantomData;
@@ -45,6 +47,17 @@ impl Cache {
     /// None.
     pub fn new(_: &Config) -> io::Result<Option<Arc<Self>>> {
         Ok(None)
+    }
+
+    /// There is none.
+    #[must_use]
+    pub fn status(&self) -> CacheStatus {
+        match *self {}
+    }
+
+    /// There is none.
+    pub fn obey(&self, _: &Snapshot) {
+        match *self {}
     }
 }
 

@@ -290,6 +290,7 @@ fn seed(spec: &Spec) -> Snapshot {
         primary: spec.nodes.iter().position(|node| node.role == Role::Primary),
         hold: None,
         authority: None,
+        cache_flush: 0,
     }
 }
 
@@ -336,6 +337,7 @@ pub fn status(shared: &Shared, workers: &[WorkerThread], draining: bool) -> v1::
         draining,
         pools,
         revision: view.snapshot.revision,
+        cache: shared.answers.as_ref().map(|answers| answers.status()),
         // Of the stream.
         ..v1::Status::default()
     }

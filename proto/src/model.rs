@@ -511,6 +511,8 @@ pub struct Snapshot {
     pub hold: Option<Hold>,
     /// What is known of the authority that says who may be the primary; `None`: there is none but the probes.
     pub authority: Option<Authority>,
+    /// When an operator last ordered that result caches be emptied, in milliseconds since 1970; 0: never.
+    pub cache_flush: u64,
 }
 
 /// What is known of an authority outside, such as Patroni.

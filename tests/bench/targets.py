@@ -129,7 +129,8 @@ def heliosproxy(options, place, shape, servers):
     listen, config = free_port(), place / "proxy.toml"
     config.touch(mode=0o600)
     workers = f"workers = {options.workers}\n" if options.workers else ""
-    text = PROXY_CONFIG.format(listen=listen, admin=free_port(), pool=shape.pool, split=str(shape.split).lower(),
+    admin = free_port()
+    text = PROXY_CONFIG.format(listen=listen, admin=admin, pool=shape.pool, split=str(shape.split).lower(),
                                tls="require" if shape.tls else "disable", workers=workers)
     nodes = servers if shape.nodes > 1 else servers[:1]
     text += "".join(NODE.format(port=s.port, role="primary" if i == 0 else "replica") for i, s in enumerate(nodes))

@@ -104,7 +104,7 @@ def pgbench(target, workload, options, place):
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir()
     # The time that pgbench is given includes that of connecting.
-    seconds = options.seconds + workload.clients // 50
+    seconds = options.seconds + workload.clients // 80
     command = ["pgbench", "-n", *workload.args, "-c", str(workload.clients), "-j", str(options.threads),
                "-T", str(seconds), "--log", "--log-prefix", str(logs / "log"), "-s", str(options.scale)]
     if workload.script:

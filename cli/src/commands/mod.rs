@@ -1,5 +1,6 @@
 //! From a parsed command line to what it does: what needs no service first, then one session for the rest.
 
+mod cache;
 mod change;
 mod config;
 mod local;
@@ -51,6 +52,7 @@ async fn asked(out: Out, global: &Global, command: Command) -> Done {
         Command::Check => look::check(out, it).await,
         Command::Node(verb) => change::node(out, it, verb).await,
         Command::Pool(verb) => change::pool(out, it, verb).await,
+        Command::Cache(verb) => cache::run(out, it, verb).await,
         Command::Dataplane(verb) => look::dataplane(out, it, verb).await,
         Command::Topology(verb) => look::topology(out, it, verb).await,
         Command::Config(verb) => config::run(out, it, verb).await,

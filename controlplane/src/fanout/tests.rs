@@ -44,6 +44,7 @@ fn first() -> Snapshot {
         primary: Some(0),
         hold: None,
         authority: None,
+        cache_flush: 0,
     };
     first.nodes = spec.nodes.iter().map(state).collect();
     first

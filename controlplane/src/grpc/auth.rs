@@ -41,6 +41,8 @@ const TABLE: &[(&str, &str, Need)] = &[
     ("helios.v1.Management", "ListNodes", Need::At(Access::Viewer)),
     ("helios.v1.Management", "ListPools", Need::At(Access::Viewer)),
     ("helios.v1.Management", "ListDataplanes", Need::At(Access::Viewer)),
+    ("helios.v1.Management", "ListCaches", Need::At(Access::Viewer)),
+    ("helios.v1.Management", "FlushCaches", Need::At(Access::Operator)),
     ("helios.v1.Management", "GetConfig", Need::At(Access::Viewer)),
     ("helios.v1.Management", "ValidateConfig", Need::At(Access::Viewer)),
     ("helios.v1.Management", "DiffConfig", Need::At(Access::Viewer)),

@@ -270,6 +270,16 @@ impl Service {
         .await
     }
 
+    /// Has every result cache emptied.
+    pub(super) async fn flush_caches(&self) -> Result<Changed, Refusal> {
+        let revision = self.keeper.events().flush_caches().await.ok_or(Refusal::Stopping)?;
+        let caches = self.fleet.list().iter().any(|dataplane| dataplane.status.cache.is_some());
+        let none = "no data plane has reported a result cache ([cache] enabled = true in its file)";
+        let warnings = if caches { Vec::new() } else { vec![none.to_owned()] };
+        let config_revision = self.snapshot().config_revision;
+        Ok(Changed { config_revision, revision, changed: true, warnings, audited: false })
+    }
+
     /// Drains, undrains or weighs a node.
     pub(super) async fn set(&self, change: &Change, sent: &v1::SetNodeRequest) -> Result<Changed, Refusal> {
         if sent.name.is_empty() {

@@ -213,6 +213,18 @@ impl Management for Service {
         self.finish(change, result).await
     }
 
+    async fn list_caches(&self, _: Request<v1::ListCachesRequest>) -> Reply<v1::ListCachesReply> {
+        Ok(Response::new(show::caches(&self.fleet.list())))
+    }
+
+    async fn flush_caches(&self, request: Request<v1::FlushCachesRequest>) -> Reply<v1::ChangeReply> {
+        let (change, _) = Change::of(request, "FlushCaches", |sent: &v1::FlushCachesRequest| {
+            ("of every data plane".to_owned(), sent.wait)
+        })?;
+        let result = self.flush_caches().await;
+        self.finish(change, result).await
+    }
+
     async fn list_dataplanes(&self, _: Request<v1::ListDataplanesRequest>) -> Reply<v1::ListDataplanesReply> {
         let revision = self.snapshot().revision;
         Ok(Response::new(show::dataplanes(revision, &self.fleet.list(), Instant::now())))

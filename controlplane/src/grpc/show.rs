@@ -81,6 +81,15 @@ pub(super) fn pools(snapshot: &Snapshot, fleet: &[Dataplane]) -> v1::ListPoolsRe
     v1::ListPoolsReply { pools: pools.collect() }
 }
 
+pub(super) fn caches(fleet: &[Dataplane]) -> v1::ListCachesReply {
+    let connected = fleet.iter().filter(|dataplane| dataplane.connected);
+    let info = |dataplane: &Dataplane| v1::CacheInfo {
+        dataplane: dataplane.identity.id.clone(),
+        status: dataplane.status.cache,
+    };
+    v1::ListCachesReply { caches: connected.map(info).collect() }
+}
+
 pub(super) fn is_synced(dataplane: &Dataplane, revision: u64) -> bool {
     dataplane.connected && dataplane.revision >= revision && dataplane.refused.is_empty()
 }

@@ -95,6 +95,9 @@ impl Desk {
         let Some(link) = self.link.clone().filter(|link| is_wanted(verdict) && link.cache.is_up()) else {
             return Found::Nothing;
         };
+        if link.cache.settings.logical.is_some() && !link.database.is_followed(asker.snapshot.key()) {
+            return Found::Nothing;
+        }
         let now = Instant::now();
         // First of all: what is thrown away from here on counts for this answer.
         let era = link.cache.era.load(Ordering::SeqCst);

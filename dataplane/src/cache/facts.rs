@@ -66,6 +66,21 @@ pub const CATALOG: &str = "begin read only; set local search_path = pg_catalog; 
         where o.oprcode = p.oid) or exists (select from pg_cast k where k.castfunc = p.oid)); \
     commit";
 
+/// Tables that a publication tells everything about, by their object identifiers, as one text: it holds them, or what they
+/// are partitions of, with every kind of change and without a filter of rows, and they are logged. A table that others
+/// inherit from counts if all of these do. `$` stands for the publication's name.
+pub const TOLD: &str = "begin read only; set local search_path = pg_catalog; \
+    with recursive listed as (select t.relid from pg_publication p, lateral pg_get_publication_tables(p.pubname::text) t \
+        where p.pubname = '$' and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate \
+        and coalesce(to_jsonb(t) ->> 'qual', '') = ''), \
+    told as (select relid from listed union select i.inhrelid from pg_inherits i, told, pg_class c \
+        where i.inhparent = told.relid and c.oid = told.relid and c.relkind = 'p'), \
+    down as (select oid as root, oid from pg_class where relkind in ('r', 'p') and oid >= 16384 \
+        union select d.root, i.inhrelid from down d, pg_inherits i where i.inhparent = d.oid) \
+    select string_agg(root::text, ',' order by root) from (select root from down d, pg_class c where c.oid = d.oid group by root \
+        having bool_and(c.relkind = 'p' or c.relkind = 'r' and c.relpersistence = 'p' and c.oid in (select relid from told))) r; \
+    commit";
+
 /// Stable functions of PostgreSQL's own whose values hang on nothing but their arguments and the session's settings.
 const STEADY: &[&[u8]] = &[
     b"array_agg",
@@ -194,6 +209,25 @@ impl Facts {
         Some(facts)
     }
 
+    /// Only these tables may be kept.
+    #[must_use]
+    pub fn only(mut self, told: &HashSet<u32>) -> Self {
+        for table in self.tables.values_mut().flatten() {
+            table.plain &= told.contains(&table.oid);
+        }
+        self
+    }
+
+    /// What a change of rows of these tables may have changed, by whomever: what it did elsewhere is told by itself.
+    #[must_use]
+    pub fn changed(&self, tables: &HashSet<u32>) -> Touched {
+        let mut touched = Touched::Nothing;
+        for table in tables {
+            touched.add(self.spread.get(table).unwrap_or(&Touched::All));
+        }
+        touched
+    }
+
     /// What a text does; `ttl` is the longest life of an answer from tables of these names.
     pub fn effect(&self, reading: &Reading, ttl: impl Fn(&[u8]) -> Duration) -> Effect {
         let doubts = reading.doubt || !reading.plain;
@@ -251,6 +285,13 @@ impl Facts {
             None => is_any_keyword(call),
         }
     }
+}
+
+/// The tables of an answer to [`TOLD`].
+#[must_use]
+pub fn told(list: &[u8]) -> Option<HashSet<u32>> {
+    let numbers = list.split(|byte| *byte == b',').filter(|number| !number.is_empty());
+    numbers.map(|text| number(Some(text))).collect()
 }
 
 fn number(text: Option<&[u8]>) -> Option<u32> {

@@ -24,6 +24,17 @@ use tokio_util::sync::CancellationToken;
 const TELL: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then local t = redis.call('TIME') \
     redis.call('SET', KEYS[1], t[1] .. string.format('%06d', t[2])) end \
     local n = string.format('%.0f', redis.call('INCR', KEYS[1])) redis.call('PUBLISH', KEYS[1], n .. ' ' .. ARGV[1]) return n";
+/// The same for what the stream of one primary tells of, from one position in it to another: whoever is first says it. Has
+/// somebody not said what was before, everything of the database is bad.
+const TELL_ONCE: &str = "local last = redis.call('GET', KEYS[2]) or '' \
+    if last >= ARGV[3] and redis.call('EXISTS', KEYS[1]) == 1 then return redis.call('GET', KEYS[1]) end \
+    redis.call('SET', KEYS[2], ARGV[3], 'EX', 604800) \
+    local word = ARGV[1] if last < ARGV[2] then word = ARGV[4] end \
+    if redis.call('EXISTS', KEYS[1]) == 0 then local t = redis.call('TIME') \
+    redis.call('SET', KEYS[1], t[1] .. string.format('%06d', t[2])) end \
+    local n = string.format('%.0f', redis.call('INCR', KEYS[1])) redis.call('PUBLISH', KEYS[1], n .. ' ' .. word) return n";
+/// Who says what the stream tells of: nobody takes it for a word of its own.
+const STREAM: &str = "stream";
 /// Longest wait for a connection and for an answer of it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest wait of a read for an answer from Redis: PostgreSQL has one as well.
@@ -80,6 +91,12 @@ impl Word {
     #[must_use]
     pub fn new(database: &[u8], touched: &Touched, certain: bool, doubts: bool) -> Self {
         Self { database: Some(database.to_vec()), touched: touched.clone(), certain, doubts }
+    }
+
+    /// Everything that is kept, of every database.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self::new(b"", &Touched::All, true, true)
     }
 
     fn nothing() -> Self {
@@ -210,6 +227,30 @@ impl Level2 {
         Some((Terms { since, asked: Instant::now(), life: left.min(wanted.life), ..wanted.clone() }, bytes))
     }
 
+    /// Says what the stream of a primary tells of between two positions, unless another data plane has; a number that is not
+    /// lower than the word's.
+    ///
+    /// # Errors
+    /// It is not known whether it was said.
+    pub async fn tell_once(
+        &self,
+        source: &str,
+        (from, to): (u64, u64),
+        (database, touched): (&[u8], &Touched),
+    ) -> RedisResult<u64> {
+        let away = || redis::RedisError::from(io::Error::from(io::ErrorKind::NotConnected));
+        let mut connection = self.connection().ok_or_else(away)?;
+        let said = |touched| format!("{STREAM} {}", Word::new(database, touched, true, false).text());
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(TELL_ONCE).arg(2).arg(self.sequence());
+        eval.arg(format!("{}:stream:{source}:{}", self.namespace, hex(database)));
+        eval.arg(said(touched))
+            .arg(format!("{from:016x}"))
+            .arg(format!("{to:016x}"))
+            .arg(said(&Touched::All));
+        eval.query_async(&mut connection).await
+    }
+
     /// The command that says a word; its answer is the number.
     fn saying(&self, word: &Word) -> Cmd {
         let mut eval = redis::cmd("EVAL");
@@ -328,11 +369,10 @@ async fn speak(
     connection: &mut MultiplexedConnection,
     words: &mut mpsc::UnboundedReceiver<Word>,
 ) -> RedisResult<()> {
-    let everything = Word { database: Some(Vec::new()), touched: Touched::All, certain: true, doubts: true };
     loop {
         let mut batch = Vec::new();
         if level2.owes.swap(false, Ordering::SeqCst) {
-            batch.push(everything.clone());
+            batch.push(Word::everything());
         } else if words.recv_many(&mut batch, BATCH).await == 0 {
             return Ok(());
         }

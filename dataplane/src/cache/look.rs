@@ -1,9 +1,10 @@
 //! Looks at the catalog of every database in use, on its primary: every few seconds at its fingerprint, and where that has
 //! changed at all of it. Another catalog may mean other rows for the same text: everything is thrown away. One task.
 
-use super::facts::{CATALOG, FINGERPRINT, Facts};
+use super::facts::{CATALOG, FINGERPRINT, Facts, TOLD, told};
 use super::{Cache, Database, Seen};
 use crate::pool::{Identities, Identity, Pools, catalog};
+use helios_proto::config::Logical;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -60,7 +61,17 @@ async fn look(cache: &Cache, database: &Database, pools: &Pools, identity: &Arc<
     // Asked first: what is changed from here on is in doubt again.
     let (doubts, at) = (database.doubts.load(Ordering::SeqCst), Instant::now());
     let rows = catalog::rows(pools, identity, FINGERPRINT, true).await?;
-    let fingerprint = rows.into_iter().next()?.into_iter().next()??;
+    let mut fingerprint = rows.into_iter().next()?.into_iter().next()??;
+    let told = match &cache.settings.logical {
+        Some(Logical { publication, .. }) => {
+            let rows = catalog::rows(pools, identity, &TOLD.replace('$', publication), true).await?;
+            let list = rows.into_iter().next()?.into_iter().next()?.unwrap_or_default();
+            fingerprint.push(b'|');
+            fingerprint.extend_from_slice(&list);
+            Some(told(&list)?)
+        }
+        None => None,
+    };
     // The fingerprint may not tell everything: after a doubt all of it is read.
     let same = |seen: &Arc<Seen>| seen.facts.fingerprint == fingerprint && seen.doubts == doubts;
     let known = database.facts.load_full().filter(same);
@@ -69,7 +80,11 @@ async fn look(cache: &Cache, database: &Database, pools: &Pools, identity: &Arc<
         Some(seen) => Arc::clone(&seen.facts),
         None => {
             let rows = catalog::rows(pools, identity, CATALOG, true).await?;
-            let facts = Arc::new(Facts::read(fingerprint, rows)?);
+            let facts = Facts::read(fingerprint, rows)?;
+            let facts = Arc::new(match &told {
+                Some(told) => facts.only(told),
+                None => facts,
+            });
             // It may have been another one for as long as it was not looked at.
             other = database
                 .facts

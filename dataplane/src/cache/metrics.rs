@@ -1,8 +1,9 @@
 //! What the cache tells Prometheus. Only counts; nothing of what is kept.
 
-use super::{Cache, Counts};
+use super::{Cache, Counts, Database, lock};
 use crate::metrics::{counter, family, float, gauge};
-use prometheus::proto::{MetricFamily, MetricType};
+use prometheus::proto::{Metric, MetricFamily, MetricType};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The families of the cache; none without one.
@@ -21,7 +22,7 @@ pub fn families(cache: Option<&Cache>) -> Vec<MetricFamily> {
     };
     let now =
         |name: &str, help: &str, value: f64| family(name, help, MetricType::GAUGE, vec![gauge(&[], value)]);
-    vec![
+    let mut families = vec![
         family("cache_hits_total", "Reads answered from the cache.", MetricType::COUNTER, levels),
         one("cache_misses_total", "Reads that the cache could have answered and had not.", misses),
         one("cache_fills_total", "Answers kept.", fills),
@@ -34,5 +35,16 @@ pub fn families(cache: Option<&Cache>) -> Vec<MetricFamily> {
             "Whether reads are answered from the cache: Redis answers, where it is configured.",
             f64::from(u8::from(cache.is_up())),
         ),
-    ]
+    ];
+    if cache.settings.logical.is_some() {
+        let one = |database: &Arc<Database>| {
+            let name = String::from_utf8_lossy(&database.name);
+            gauge(&[("database", &name)], f64::from(u8::from(database.followed.load().is_some())))
+        };
+        let followed: Vec<Metric> = lock(&cache.databases).values().map(one).collect();
+        let help = "Whether the primary's logical replication stream is followed; else nothing of the database is answered \
+                    from the cache.";
+        families.push(family("cache_followed", help, MetricType::GAUGE, followed));
+    }
+    families
 }

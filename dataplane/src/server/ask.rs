@@ -106,7 +106,9 @@ pub struct Refusal {
     pub message: String,
 }
 
-fn refused(message: &[u8]) -> io::Error {
+/// What an ErrorResponse says, header included.
+#[must_use]
+pub fn refused(message: &[u8]) -> io::Error {
     let fields = ErrorFields::parse(message.get(5..).unwrap_or_default());
     let text = |field: Option<&[u8]>| {
         String::from_utf8_lossy(field.unwrap_or_default()).replace(char::is_control, " ")

@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::keys::Section;
-use super::reader::Reader;
+use super::reader::{Part, Reader};
 use super::users::repeated;
 use crate::model::Secret;
 
@@ -27,6 +27,58 @@ pub struct CacheSettings {
     pub namespace: String,
     /// `[[cache.tables]]`: other lives by name of a table; zero: its answers are not kept.
     pub tables: Vec<(String, Duration)>,
+    /// `invalidation = "logical"`: writes that no proxy sees are heard of as well; `None`: they are not.
+    pub logical: Option<Logical>,
+}
+
+/// How the primary's logical replication stream is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logical {
+    /// Role with LOGIN and REPLICATION.
+    pub user: String,
+    /// Its password; `None` for `trust` and the like.
+    pub password: Option<Secret>,
+    /// Name of the publication: ASCII letters, digits and underscores.
+    pub publication: String,
+}
+
+fn logical(part: &mut Part<'_, '_>) -> Option<Logical> {
+    let wanted = part.word("invalidation", |word| match word {
+        "proxy" => Some(false),
+        "logical" => Some(true),
+        _ => None,
+    });
+    let wanted = wanted.unwrap_or_default();
+    let (user, password) = (part.text("replication_user"), part.secret("replication_password"));
+    let publication = part.text("publication").unwrap_or_default();
+    if !wanted {
+        for key in ["replication_user", "replication_password", "publication"] {
+            if let Some(line) = part.given(key) {
+                part.problem(
+                    Some(line),
+                    format!("{key} in [cache] is for invalidation = \"logical\" only; take it out"),
+                );
+            }
+        }
+        return None;
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if !publication.chars().all(plain) {
+        let line = part.given("publication");
+        part.problem(
+            line,
+            format!("publication {publication:?} in [cache] has other characters than letters, digits and _"),
+        );
+    }
+    if user.is_none() {
+        let line = part.given("invalidation");
+        part.problem(
+            line,
+            "invalidation = \"logical\" in [cache] needs replication_user, a role with LOGIN and REPLICATION"
+                .to_owned(),
+        );
+    }
+    Some(Logical { user: user?, password, publication })
 }
 
 pub(super) fn cache(reader: &mut Reader<'_>, root: &DeTable<'_>, fleet: bool) -> CacheSettings {
@@ -56,8 +108,10 @@ pub(super) fn cache(reader: &mut Reader<'_>, root: &DeTable<'_>, fleet: bool) ->
             format!("enabled = true in [cache] next to [control_plane] needs redis_url: {why}"),
         );
     }
+    let logical = logical(&mut part);
     CacheSettings {
         enabled,
+        logical,
         max_bytes: part.whole("max_bytes"),
         max_entry_bytes: usize::try_from(part.whole("max_entry_bytes")).unwrap_or(usize::MAX),
         ttl: part.seconds("ttl_secs"),

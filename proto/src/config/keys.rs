@@ -270,6 +270,10 @@ keys! {
         max_entry_bytes: Whole("bytes", 64, 67_108_864), Number(1_048_576), "Longest answer that is kept.";
         ttl_secs: Seconds(1), Number(60), "Longest life of an answer; writes that no proxy sees show after this time at the latest.";
         redis_url: Secret, Absent, "redis://[[user]:password@]host[:port][/number]: data planes share answers and tell each other of writes; while it is away nothing is answered from the cache.";
+        invalidation: Word(&["proxy", "logical"]), Fallback::Text("proxy"), "Which writes make answers bad at once: those through a proxy, or also those that the primary's logical replication stream tells of.";
+        replication_user: Text, Absent, "Role that follows the stream, with LOGIN and REPLICATION; needed with invalidation = \"logical\".";
+        replication_password: Secret, Absent, "Password of that role.";
+        publication: Text, Fallback::Text("heliosproxy"), "Publication that the stream tells of, one in each database; only tables in it are kept with invalidation = \"logical\".";
         namespace: Text, Fallback::Text("helios"), "What the names in Redis begin with; another one for each PostgreSQL cluster.";
     }
     CacheTables {

@@ -38,7 +38,7 @@ mod tls;
 mod topology;
 mod users;
 
-pub use cache::CacheSettings;
+pub use cache::{CacheSettings, Logical};
 pub use legs::{LegTls, TlsMode};
 pub use plane::{
     Access, ControlPlane, Discovery, EtcdSettings, Management, StoreSettings, Token, TokenProof,

@@ -704,6 +704,7 @@ fn the_examples_commented_keys_are_real_keys() {
         .join("\n")
         .replace("= \"off\"", "= \"time\"")
         .replace("driver = \"sql\"", "driver = \"exec\"")
+        .replace("invalidation = \"proxy\"", "invalidation = \"logical\"")
         .replace("mode = \"prefer\"", "mode = \"verify-ca\"");
     let config = parse(&text, "example", &|_| Some("secret of 16 letters".to_owned()))
         .unwrap_or_else(|r| panic!("{r}\n{text}"));
@@ -850,4 +851,32 @@ fn no_input_panics() {
             }
         }
     }
+}
+
+#[test]
+fn the_cache_says_what_does_not_go_together() {
+    let text = |keys: &str| format!("[cache]\nenabled = true\n{keys}{NODE}");
+    let logical = "invalidation = \"logical\"\nreplication_user = \"u\"\n";
+    assert_eq!(good(&text("")).cache.logical, None);
+    let found = good(&text(logical)).cache.logical.unwrap();
+    assert_eq!((found.user.as_str(), found.password, found.publication.as_str()), ("u", None, "heliosproxy"));
+    for (keys, problem) in [
+        ("redis_url = \"rediss://x\"\n", "does not begin with redis://"),
+        ("invalidation = \"logical\"\n", "needs replication_user"),
+        ("invalidation = \"physical\"\n", "\"proxy\" or \"logical\""),
+        ("replication_user = \"u\"\n", "replication_user in [cache] is for invalidation = \"logical\" only"),
+        ("replication_password = \"p\"\n", "replication_password in [cache] is for invalidation"),
+        ("publication = \"p\"\n", "publication in [cache] is for invalidation"),
+        (&format!("{logical}publication = \"a b\"\n"), "has other characters than letters, digits and _"),
+        (&format!("{logical}publication = \"a'b\"\n"), "has other characters than letters, digits and _"),
+    ] {
+        let found = problems(&text(keys));
+        assert!(found.len() == 1 && found[0].contains(problem), "{keys}: {found:?}");
+    }
+    let plane = "[control_plane]\nendpoints = [\"http://127.0.0.1:1\"]\ncluster = \"c\"\ntoken = \"0123456789abcdef\"\n";
+    assert!(
+        problems(&text(plane)).iter().any(|p| p.contains("needs redis_url")),
+        "{:?}",
+        problems(&text(plane))
+    );
 }

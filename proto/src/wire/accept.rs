@@ -91,6 +91,7 @@ pub fn accept(sent: v1::Full, held: Option<&Snapshot>, now: Instant) -> Result<A
         primary,
         hold: hold(&topology, now),
         authority: authority(&topology),
+        cache_flush: topology.cache_flush,
     };
     Ok(Accepted { snapshot, rejected })
 }
@@ -118,6 +119,7 @@ pub fn accept_topology(sent: &v1::Topology, held: &Snapshot, now: Instant) -> Re
         primary,
         hold: hold(sent, now),
         authority: authority(sent),
+        cache_flush: sent.cache_flush,
         ..held.clone()
     })
 }

@@ -40,6 +40,7 @@ pub fn topology(snapshot: &Snapshot, now: Instant) -> v1::Topology {
             up: *up,
             holder: holder.clone().unwrap_or_default(),
         }),
+        cache_flush: snapshot.cache_flush,
     }
 }
 

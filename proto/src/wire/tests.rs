@@ -98,6 +98,7 @@ fn snapshot(now: Instant) -> Snapshot {
         primary: Some(1),
         hold: Some(Hold { node: NodeName::new("standby"), until: now + Duration::from_secs(9) }),
         authority: Some(Authority { up: true, holder: Some("standby".to_owned()) }),
+        cache_flush: 1_700_000_000_000,
     };
     let standby = &mut snapshot.nodes[1];
     standby.role = Role::Primary;

@@ -9,10 +9,10 @@ use helios_tests::cluster::password;
 use helios_tests::{Cluster, Config, Proxy, Redis, Role, eventually};
 use postgres::Client;
 
-const LONG: Duration = Duration::from_secs(60);
-const READ: &str = "select n from items where id = 1";
+pub(super) const LONG: Duration = Duration::from_secs(60);
+pub(super) const READ: &str = "select n from items where id = 1";
 
-const SCHEMA: &str = "create table items (id int primary key, n int); insert into items values (1, 0), (2, 0); \
+pub(super) const SCHEMA: &str = "create table items (id int primary key, n int); insert into items values (1, 0), (2, 0); \
     create table others (id int primary key, n int); insert into others values (1, 0); \
     grant all on items, others to public";
 
@@ -23,21 +23,21 @@ fn start(more: &str) -> (Cluster, Proxy) {
     (cluster, proxy)
 }
 
-fn proxy(cluster: &Cluster, more: &str) -> Proxy {
+pub(super) fn proxy(cluster: &Cluster, more: &str) -> Proxy {
     let text = Config::primary_only(cluster).text() + &format!("\n[cache]\nenabled = true\n{more}");
     Proxy::start(&text).ready()
 }
 
-fn metric(proxy: &Proxy, name: &str) -> f64 {
+pub(super) fn metric(proxy: &Proxy, name: &str) -> f64 {
     proxy.metrics().sum(&format!("heliosproxy_cache_{name}"), &[]).unwrap()
 }
 
-fn hits(proxy: &Proxy) -> f64 {
+pub(super) fn hits(proxy: &Proxy) -> f64 {
     metric(proxy, "hits_total")
 }
 
 /// The one value that a text reads, in a Query message.
-fn value(client: &mut Client, sql: &str) -> String {
+pub(super) fn value(client: &mut Client, sql: &str) -> String {
     let messages = client.simple_query(sql).unwrap();
     let row = messages.iter().find_map(|m| match m {
         postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("NULL").to_owned()),
@@ -47,7 +47,7 @@ fn value(client: &mut Client, sql: &str) -> String {
 }
 
 /// Whether this text is answered from the cache now.
-fn is_hit(proxy: &Proxy, client: &mut Client, sql: &str) -> bool {
+pub(super) fn is_hit(proxy: &Proxy, client: &mut Client, sql: &str) -> bool {
     let before = hits(proxy);
     let _ = value(client, sql);
     hits(proxy) > before
@@ -55,13 +55,13 @@ fn is_hit(proxy: &Proxy, client: &mut Client, sql: &str) -> bool {
 
 /// The catalog has been looked at, and a text is kept from then on.
 #[track_caller]
-fn warm(proxy: &Proxy, client: &mut Client, sql: &str) {
+pub(super) fn warm(proxy: &Proxy, client: &mut Client, sql: &str) {
     eventually(LONG, &format!("kept: {sql}"), || is_hit(proxy, client, sql));
 }
 
 /// The cache works, and still does not keep this.
 #[track_caller]
-fn never(proxy: &Proxy, client: &mut Client, sql: &str) {
+pub(super) fn never(proxy: &Proxy, client: &mut Client, sql: &str) {
     warm(proxy, client, "select id from others");
     for _ in 0..3 {
         assert!(!is_hit(proxy, client, sql), "{sql}");
@@ -70,7 +70,7 @@ fn never(proxy: &Proxy, client: &mut Client, sql: &str) {
 }
 
 /// Changes rows so that no proxy sees it.
-fn behind(cluster: &Cluster, sql: &str) {
+pub(super) fn behind(cluster: &Cluster, sql: &str) {
     cluster.execute(sql);
 }
 

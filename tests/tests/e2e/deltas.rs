@@ -292,6 +292,7 @@ fn snapshot(revision: u64, text: &str) -> Snapshot {
         nodes: spec.nodes.iter().map(state).collect(),
         hold: None,
         authority: None,
+        cache_flush: 0,
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use helios_tests::controlplane::{directory, sections, token};
-use helios_tests::{Cluster, Config, ControlPlane, Heliosctl, Proxy, eventually, free_port, proxy};
+use helios_tests::{Cluster, Config, ControlPlane, Heliosctl, Proxy, Redis, eventually, free_port, proxy};
 
 const LONG: Duration = Duration::from_secs(30);
 const PORT: &str = "select setting from pg_settings where name = 'port'";
@@ -27,6 +27,63 @@ fn readers(proxy: &Proxy) -> Vec<u16> {
     ports.sort_unstable();
     ports.dedup();
     ports
+}
+
+#[test]
+fn caches_are_seen_and_emptied() {
+    let cluster = Cluster::start(&[]);
+    cluster.execute("create table kept (n int); insert into kept values (1); grant all on kept to public");
+    let redis = Redis::start();
+    let port = free_port();
+    let text = |more: &str| {
+        let cache =
+            format!("[cache]\nenabled = true\nttl_secs = 3600\nredis_url = \"{}\"\n{more}", redis.url());
+        format!("{}\n{cache}", Config::primary_only(&cluster).text())
+    };
+    let first =
+        Proxy::start(&text(&format!("[management]\nlisten_address = \"127.0.0.1:{port}\"\n"))).ready();
+    let second = Proxy::start(&text("")).ready();
+    let ctl = Heliosctl::at(SocketAddr::from(([127, 0, 0, 1], port)));
+    let stats = || ctl.run(&["cache", "stats", "-o", "json"]).code(0).json()["caches"][0]["status"].clone();
+    let (mut here, mut there) = (first.connect("app"), second.connect("app"));
+    let read = |client: &mut postgres::Client| -> i64 {
+        let sql = "select count(*) from kept";
+        let messages = client.simple_query(sql).unwrap();
+        let rows = messages.iter().find_map(|message| match message {
+            postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        rows.unwrap().parse().unwrap()
+    };
+    eventually(LONG, "an answer is kept", || {
+        let _ = read(&mut here);
+        stats()["entries"] == 1 && stats()["hits"].as_u64() > Some(0)
+    });
+    eventually(LONG, "by the other one too", || {
+        let _ = read(&mut there);
+        second.metrics().sum("heliosproxy_cache_entries", &[]) == Some(1.0)
+    });
+    assert_eq!((&stats()["up"], &stats()["shared"]), (&true.into(), &true.into()));
+    let table = ctl.run(&["cache", "stats"]).code(0).out;
+    assert!(table.contains("shared") && table.contains(" %"), "{table}");
+    // Nobody hears of this one.
+    cluster.execute("insert into kept values (2)");
+    assert_eq!((read(&mut here), read(&mut there)), (1, 1));
+    let flushed = ctl.run(&["cache", "flush"]).code(0);
+    assert!(flushed.out.starts_with("result caches of every data plane emptied: "), "{}", flushed.out);
+    assert_eq!(read(&mut here), 2, "at once");
+    eventually(LONG, "the other one has heard of it", || read(&mut there) == 2);
+    let _ = ctl.run(&["cache", "flush", "--wait", "idle"]).code(2);
+    let audit = ctl.run(&["audit", "-o", "json"]).code(0).json();
+    assert_eq!(audit["entries"][0]["verb"], "FlushCaches", "{audit:#}");
+
+    // One without a cache.
+    let (proxy, ctl) = standalone();
+    let table = ctl.run(&["cache", "stats"]).code(0).out;
+    assert!(table.contains("none"), "{table}");
+    let flushed = ctl.run(&["cache", "flush"]).code(0);
+    assert!(flushed.err.contains("note: no data plane has reported a result cache"), "{}", flushed.err);
+    drop(proxy);
 }
 
 #[test]

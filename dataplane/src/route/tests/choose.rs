@@ -115,6 +115,7 @@ impl World {
                 primary: Some(0),
                 hold: None,
                 authority: None,
+                cache_flush: 0,
             },
             seen: Seen { busy: vec![0; 4], suspect: Vec::new() },
             session: SessionFacts {
