@@ -95,7 +95,7 @@ fn configuration(args: &Args) -> Result<Config, String> {
 async fn run(config: &Config) -> std::io::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hup = signal(SignalKind::hangup())?;
-    let app = app::start(config).await?;
+    let app = Box::pin(app::start(config)).await?;
     tracing::info!(address = %app.discovery, "discovery");
     if let Some(address) = app.management {
         tracing::info!(%address, "management");

@@ -14,6 +14,7 @@ use crate::listener::{self, WorkerThread, start_worker};
 use crate::pool::node::Source;
 use crate::pool::{Identities, Pools, catalog, sweep};
 use crate::registry::{self, Registry};
+use crate::spans::Tracer;
 use crate::standalone::{self, Standalone};
 use crate::statements::Scope;
 use crate::worker::{Shared, TellEvidence};
@@ -92,6 +93,7 @@ pub async fn start(config: Config) -> io::Result<App> {
         identities: Arc::default(),
         statements: Scope::new(registry::random()),
         answers: Cache::new(&config)?,
+        tracer: Tracer::new(config.tracing.as_ref(), control::default_name(listen.port()))?,
         registry,
         auth: Auth::default(),
         client_leg,
@@ -140,6 +142,9 @@ fn look_after(shared: &Arc<Shared>, stop: &CancellationToken, tasks: &TaskTracke
     tasks.spawn(catalog::run(pools, identities, stop.clone()));
     if let Some(answers) = &shared.answers {
         cache::start(answers, shared, stop, tasks);
+    }
+    if let Some(tracer) = &shared.tracer {
+        tasks.spawn(Arc::clone(tracer).run(stop.clone()));
     }
 }
 

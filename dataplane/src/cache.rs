@@ -36,7 +36,7 @@ use shape::Key;
 use stamps::{Stamps, Touched};
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -79,6 +79,8 @@ pub struct Database {
     doubts: AtomicU64,
     /// Every write of the primary of this topology is heard of; only with `invalidation = "logical"`.
     followed: ArcSwapOption<TopologyKey>,
+    /// It is in use, so that it should be followed.
+    wanted: AtomicBool,
 }
 
 /// A look at a catalog.
@@ -220,8 +222,8 @@ impl Cache {
         }
         let stamps = Stamps::from(self.floor.load(Ordering::SeqCst));
         let (facts, doubts) = (ArcSwapOption::empty(), AtomicU64::new(0));
-        let followed = ArcSwapOption::empty();
-        let database = Arc::new(Database { name: name.to_vec(), facts, stamps, doubts, followed });
+        let (followed, wanted) = (ArcSwapOption::empty(), AtomicBool::new(false));
+        let database = Arc::new(Database { name: name.to_vec(), facts, stamps, doubts, followed, wanted });
         databases.insert(name.to_vec(), Arc::clone(&database));
         database
     }

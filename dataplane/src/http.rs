@@ -8,6 +8,7 @@ use crate::listener::WorkerThread;
 use crate::metrics;
 use crate::pool::View;
 use crate::route::Pins;
+use crate::spans::Tracer;
 use crate::worker::Shared;
 use helios_proto::model::Health;
 use http_body_util::Full;
@@ -109,7 +110,11 @@ fn answer(request: &Request<Incoming>, shim: &Shim) -> Response<Full<Bytes>> {
                 shim.shared.lanes.open(),
                 &view,
                 &shim.link,
-                cache::families(shim.shared.answers.as_deref()),
+                [
+                    cache::families(shim.shared.answers.as_deref()),
+                    Tracer::families(shim.shared.tracer.as_deref()),
+                ]
+                .concat(),
             );
             with_type(StatusCode::OK, body, "text/plain; version=0.0.4; charset=utf-8")
         }

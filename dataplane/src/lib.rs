@@ -26,6 +26,7 @@ pub mod registry;
 pub mod route;
 pub mod server;
 pub mod session;
+pub mod spans;
 pub mod spread;
 pub mod standalone;
 pub mod statements;

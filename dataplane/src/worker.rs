@@ -10,6 +10,7 @@ use crate::metrics::Counters;
 use crate::pool::{Identities, Pools, View};
 use crate::registry::Registry;
 use crate::route::{Picker, VerdictCache};
+use crate::spans::Tracer;
 use crate::statements::{Interner, Scope};
 use arc_swap::{ArcSwap, Cache};
 use helios_proto::model::{Evidence, NodeName};
@@ -34,6 +35,8 @@ pub struct Shared {
     pub statements: Arc<Scope>,
     /// Answers that are kept.
     pub answers: Option<Arc<Answers>>,
+    /// Where spans go; `None`: nowhere.
+    pub tracer: Option<Arc<Tracer>>,
     /// Sessions by cancel key.
     pub registry: Arc<Registry>,
     /// Who may log in.

@@ -187,12 +187,25 @@ impl Node {
         self.restart_with("select 1");
     }
 
+    /// The same on another database.
+    ///
+    /// # Panics
+    /// When the server does not answer, or has no such database.
+    #[must_use]
+    pub fn superuser_of(&self, database: &str) -> Client {
+        self.try_superuser_of(database).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+
     pub(crate) fn try_superuser(&self) -> Result<Client, postgres::Error> {
+        self.try_superuser_of("postgres")
+    }
+
+    fn try_superuser_of(&self, database: &str) -> Result<Client, postgres::Error> {
         postgres::Config::new()
             .host_path(&self.sockets)
             .port(self.port)
             .user(SERVER_USER)
-            .dbname("postgres")
+            .dbname(database)
             .connect_timeout(Duration::from_secs(5))
             .connect(NoTls)
     }

@@ -8,6 +8,7 @@
 
 mod backup;
 pub mod cluster;
+pub mod collector;
 pub mod controlplane;
 pub mod dice;
 pub mod etcd;
@@ -33,6 +34,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub use cluster::{Cluster, Node, Role};
+pub use collector::Collector;
 pub use controlplane::{ControlPlane, Operator};
 pub use etcd::Etcd;
 pub use heliosctl::Heliosctl;

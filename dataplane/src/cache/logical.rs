@@ -113,6 +113,7 @@ struct Follower {
 
 impl Follower {
     async fn run(self, stop: CancellationToken) {
+        self.database.wanted.store(true, Ordering::Relaxed);
         let (mut complained, mut pause) = (false, BEAT);
         let name = String::from_utf8_lossy(&self.database.name).into_owned();
         loop {
@@ -138,6 +139,7 @@ impl Follower {
             pause = LONGEST_PAUSE.min(pause.saturating_mul(2));
         }
         self.database.followed.store(None);
+        self.database.wanted.store(false, Ordering::Relaxed);
     }
 
     async fn dial(&self, node: &NodePool, replication: bool) -> io::Result<Stream> {

@@ -41,7 +41,8 @@ pub fn families(cache: Option<&Cache>) -> Vec<MetricFamily> {
             let name = String::from_utf8_lossy(&database.name);
             gauge(&[("database", &name)], f64::from(u8::from(database.followed.load().is_some())))
         };
-        let followed: Vec<Metric> = lock(&cache.databases).values().map(one).collect();
+        let wanted = |database: &&Arc<Database>| database.wanted.load(Ordering::Relaxed);
+        let followed: Vec<Metric> = lock(&cache.databases).values().filter(wanted).map(one).collect();
         let help = "Whether the primary's logical replication stream is followed; else nothing of the database is answered \
                     from the cache.";
         families.push(family("cache_followed", help, MetricType::GAUGE, followed));

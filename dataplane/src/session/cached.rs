@@ -15,6 +15,7 @@ impl Session {
         bytes: &[u8],
         tools: &mut Tools,
     ) -> Result<bool, Step> {
+        self.traced.asked(bytes.get(..self.core.run().len()).unwrap_or_default());
         match self.ask_cache(bytes, tools) {
             Found::Answer(answer) => {
                 let sent = self.to_client.send(&mut self.client, cx, &answer);
@@ -57,7 +58,8 @@ impl Session {
     /// The session's run has been answered without a server.
     pub(super) fn answered(&mut self) {
         self.core.answered();
-        self.note_counts();
+        self.traced.cached();
+        let _ = self.note_counts();
         self.rested = Instant::now();
         self.look = true;
     }

@@ -102,6 +102,8 @@ pub struct Ended {
     pub answers: u32,
     /// Of these, those after which there is no transaction.
     pub transactions: u32,
+    /// SQLSTATE of the last error among them.
+    pub code: Option<[u8; 5]>,
 }
 
 /// One session's protocol state.
@@ -293,7 +295,8 @@ impl Core {
 
     /// What has ended since the last call.
     pub fn take_ended(&mut self) -> Ended {
-        std::mem::take(&mut self.ended)
+        // The error of an answer often comes before the rest of it.
+        if self.ended.answers == 0 { Ended::default() } else { std::mem::take(&mut self.ended) }
     }
 
     /// Whether the client's bytes are to be looked at again with the server's next answer, whatever it is.

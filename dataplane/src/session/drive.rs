@@ -2,10 +2,11 @@
 //! core what the bytes mean, and does that. Two receives and two sends per statement; no lock is held across an await.
 
 use super::checkout::{Lead, Place};
-use super::core::{ClientStep, Core, Cut, Ending, ServerOutcome, ServerStep};
+use super::core::{ClientStep, Core, Counts, Cut, Ending, ServerOutcome, ServerStep};
 use super::leg::{KEEP, Leg};
 use super::run::Judge;
 use super::tied::Tied;
+use super::traced::Traced;
 use crate::cache::{Desk, Watch};
 use crate::pool::database::Tally;
 use crate::pool::view::SessionSettings;
@@ -55,6 +56,8 @@ pub struct Session {
     pub(super) core: Core,
     /// What it has to do with the cache.
     pub(super) desk: Desk,
+    /// What its spans need to know.
+    pub(super) traced: Traced,
     /// The run as sent, while it may be replayed on another node.
     pub(super) sent: Vec<u8>,
     /// The server connection was bound for a run whose choice has been reported.
@@ -244,6 +247,7 @@ impl Session {
             let took = now.saturating_duration_since(started);
             self.worker.counters.query.observe(took);
             self.tally.answered(ended.answers, took);
+            self.traced.answered(self.server.as_ref().map(|server| &server.slot.pool().node), ended.code);
         }
         if ended.transactions > 0
             && let Some(began) = self.began.take()
@@ -294,17 +298,18 @@ impl Session {
     }
 
     /// Counts what was just judged; a statement that had no choice of node is reported here.
-    pub(super) fn note_counts(&mut self) {
+    pub(super) fn note_counts(&mut self) -> Counts {
         let counts = self.core.take_counts();
         self.worker.counters.reads.fetch_add(u64::from(counts.reads), Ordering::Relaxed);
         self.worker.counters.writes.fetch_add(u64::from(counts.writes), Ordering::Relaxed);
         let chosen = u32::from(std::mem::take(&mut self.fresh));
-        let Some(server) = &self.server else { return };
+        let Some(server) = &self.server else { return counts };
         for _ in chosen..counts.reads.saturating_add(counts.writes) {
             let pinned = !self.core.pins().is_empty() || self.core.mode() == PoolMode::Session;
             let reason = if pinned { Reason::Pinned } else { Reason::InTransaction };
             self.report(server.slot.pool().node.name.as_str(), reason);
         }
+        counts
     }
 
     // === client -> server ===
@@ -507,8 +512,9 @@ impl Session {
             self.sent.clear();
             self.sent.extend_from_slice(theirs);
         }
-        self.note_counts();
+        let counts = self.note_counts();
         if self.started.is_none() {
+            self.traced.sent(theirs, counts.writes > 0);
             let now = Instant::now();
             self.started = Some(now);
             self.began.get_or_insert(now);

@@ -21,5 +21,6 @@ pub mod serve;
 pub mod settings;
 pub mod startup;
 pub mod tied;
+pub mod traced;
 
 pub use serve::{Moving, resume, serve};

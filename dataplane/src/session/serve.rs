@@ -11,6 +11,7 @@ use super::names::{Named, named};
 use super::replication::Through;
 use super::startup::{Greeted, Lobby};
 use super::tied::Tied;
+use super::traced::Traced;
 use crate::cache::Desk;
 use crate::console::{Over, Talk};
 use crate::lanes::Arrival;
@@ -185,6 +186,7 @@ fn start(
         settings.mode = PoolMode::Session;
     }
     let greeting = identity.greeting().unwrap_or_default();
+    let traced = Traced::new(worker.shared.tracer.as_ref(), &identity);
     let desk = Desk::new(worker.shared.answers.as_ref(), &identity.database);
     // A server has let somebody into the database: it is there.
     let tally = shared.identities.keep_database(&identity.database).tally(worker.id);
@@ -210,6 +212,7 @@ fn start(
         to_server: Leg::default(),
         core: Core::new(settings.mode),
         desk,
+        traced,
         sent: Vec::new(),
         fresh: false,
         place: None,
@@ -452,6 +455,7 @@ impl Session {
     pub(super) fn fail(&mut self, error: &PgError) {
         let mut out = Vec::new();
         self.desk.give_up();
+        self.traced.failed(None, error.code);
         self.core.fail(error, &mut out);
         self.to_client.push(&out);
         self.rested = Instant::now();
@@ -519,6 +523,7 @@ impl Session {
             ),
             false => PgError::error("08006", "connection to the server was lost"),
         };
+        self.traced.failed(Some(&pool.node), error.code);
         let mut out = Vec::new();
         if !self.alone && self.core.lost(&error, &mut out) {
             self.to_server.clear();

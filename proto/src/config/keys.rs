@@ -39,6 +39,8 @@ pub enum Section {
     Cache,
     /// `[[cache.tables]]`
     CacheTables,
+    /// `[tracing]`
+    Tracing,
     /// `[client_tls]`
     ClientTls,
     /// `[server_tls]`
@@ -280,6 +282,11 @@ keys! {
         name: Text, Required, "Name of a table, without its schema.";
         ttl_secs: Seconds(0), Required, "Longest life of answers from this table; 0: they are not kept.";
     }
+    Tracing {
+        otlp_endpoint: Text, Absent, "http://host:port of an OpenTelemetry collector, which gets spans of statements (OTLP over gRPC); without it there are none.";
+        sample_one_in: Whole("statements", 1, 1_000_000), Number(100), "One statement in so many is traced; one whose comment has a traceparent, as its flag says.";
+        service_name: Text, Fallback::Text("heliosproxy"), "Name of the service in traces.";
+    }
     ClientTls {
         mode: TLS_MODES, Fallback::Text("prefer"), "What clients must do: disable, prefer, require, verify-ca or verify-full, as sslmode of libpq.";
         tls_cert_file: Text, Absent, "PEM file of the proxy's certificate and those between it and its authority; by default a self-signed one in memory.";
@@ -348,6 +355,7 @@ impl Section {
         Self::Switchover,
         Self::Cache,
         Self::CacheTables,
+        Self::Tracing,
         Self::ClientTls,
         Self::ServerTls,
         Self::Users,
@@ -376,6 +384,7 @@ impl Section {
             Self::Switchover => "switchover",
             Self::Cache => "cache",
             Self::CacheTables => "cache.tables",
+            Self::Tracing => "tracing",
             Self::ClientTls => "client_tls",
             Self::ServerTls => "server_tls",
             Self::Users => "users",
@@ -429,6 +438,7 @@ impl Section {
             Self::Switchover => "How heliosctl switchover is carried out.",
             Self::Cache => "Answers of plain reads, kept until something that they depend on is written.",
             Self::CacheTables => "Other lives for answers from a table.",
+            Self::Tracing => "Spans of statements for an OpenTelemetry collector.",
             Self::ClientTls => "TLS towards clients.",
             Self::ServerTls => "TLS towards PostgreSQL.",
             Self::Users => {
@@ -455,6 +465,7 @@ impl Section {
             | Self::Switchover
             | Self::Cache
             | Self::CacheTables
+            | Self::Tracing
             | Self::ClientTls
             | Self::ServerTls => true,
             Self::Top

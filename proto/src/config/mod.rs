@@ -36,6 +36,7 @@ mod switchover;
 mod tests;
 mod tls;
 mod topology;
+mod tracing;
 mod users;
 
 pub use cache::{CacheSettings, Logical};
@@ -46,6 +47,7 @@ pub use plane::{
 pub use problem::{Problem, Report};
 pub use switchover::{Driver, Switchover};
 pub use tls::{ClientTls, PeerSettings, ServerTls};
+pub use tracing::Tracing;
 #[cfg(feature = "grpc")]
 pub(crate) use {
     nodes::bad_host, nodes::is_node_name, phrases::MAX_SECONDS, topology::is_url, users::is_scram_verifier,
@@ -81,6 +83,8 @@ pub struct Config {
     pub switchover: Switchover,
     /// `[cache]`
     pub cache: CacheSettings,
+    /// `[tracing]`; `None`: no spans.
+    pub tracing: Option<Tracing>,
     /// `[client_tls]`
     pub client_tls: LegTls,
     /// `[server_tls]`
@@ -219,6 +223,7 @@ fn assemble(
     let store = plane::store(&mut reader, root);
     let switchover = switchover::switchover(&mut reader, root);
     let cache = cache::cache(&mut reader, root, control_plane.is_some());
+    let tracing = tracing::tracing(&mut reader, root);
     let client_tls = legs::client(&mut reader, root);
     let server_tls = legs::server(&mut reader, root);
     let literal_secret = reader.literal_secret;
@@ -240,6 +245,7 @@ fn assemble(
         store,
         switchover,
         cache,
+        tracing,
         client_tls,
         server_tls,
         text: Secret::new(String::new()),

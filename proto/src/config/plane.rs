@@ -336,6 +336,10 @@ impl Config {
             "[cache] is for heliosdb-proxy only; take it out, and into the data planes' files",
         );
         refuse(
+            self.tracing.is_some(),
+            "[tracing] is for heliosdb-proxy only; take it out, and into the data planes' files",
+        );
+        refuse(
             store.is_none(),
             "no [store]: a directory is needed, such as \"/var/lib/helios-controlplane\", or etcd",
         );

@@ -2,7 +2,7 @@
 //! its language in the fence. Only addresses and the place of the file differ. Never runs what is marked `by-hand`.
 //!
 //! `toml config`: a whole file. `toml control-plane`: one of the control plane. `toml part`: tables for one. `sh run`: commands that succeed. `sh serve`: the proxy, which
-//! starts and ends with SIGTERM. `sh make`: targets that exist. `sql run`: statements; `sql superuser`: those of a superuser. `json PATH`: the shape of an
+//! starts and ends with SIGTERM. `sh make`: targets that exist. `sql run`: statements; `sql superuser`: those of a superuser; `sql elsewhere`: the same in another database. `json PATH`: the shape of an
 //! answer. `python run`, `js run`, `java run`, `go run`: whole programs. `rust FILE`: a part of that file, which is compiled and run. `yaml values`: of the Helm
 //! chart. `mermaid`: to look at. `ini pgbouncer`: a file for the commands after it. `yaml prometheus`: what promtool accepts, with the rules beside it. `text`: to look at.
 
@@ -35,6 +35,14 @@ wait $proxy
 grep -q "$3" "$2""#;
 const VERIFIER: &str = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$\
     AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+/// In a database of its own, which nobody else feels.
+fn elsewhere(sql: &str) {
+    let primary = Cluster::shared().primary();
+    primary.superuser().batch_execute("create database elsewhere").unwrap();
+    primary.superuser_of("elsewhere").batch_execute(sql).unwrap();
+    primary.superuser().batch_execute("drop database elsewhere").unwrap();
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -184,6 +192,7 @@ impl World {
                 assert_eq!(shape(&shown), shape(&real), "{at}");
             }
             ("sql", "superuser") => Cluster::shared().execute(text),
+            ("sql", "elsewhere") => elsewhere(text),
             ("python" | "js" | "java" | "go", "run") => self.program(at, kind, text),
             ("rust", file) => {
                 let file = root().join("tests/tests/e2e").join(file);

@@ -57,5 +57,6 @@ mod stores;
 mod stuck;
 mod switchover;
 mod tls;
+mod traces;
 mod wire;
 mod workers;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use helios_tests::cluster::password;
 use helios_tests::controlplane::{directory, sections, token};
 use helios_tests::prometheus::{promtool, rules};
 use helios_tests::{
@@ -45,7 +46,10 @@ fn metrics(text: &str) -> BTreeSet<String> {
 #[test]
 fn no_panel_is_empty_and_no_rule_names_what_is_not_there() {
     let cluster = Cluster::start(&[Role::Standby, Role::Replica]);
+    cluster.primary().restart_with("alter system set wal_level = logical");
     Load::prepare(&cluster);
+    cluster.execute("create publication heliosproxy for all tables");
+    cluster.execute(&format!("create role listener login replication password '{}'", password("listener")));
     let (pki, discovery, store) = (Pki::new(), free_port(), directory("store"));
     pki.issue("proxy", &["127.0.0.1"], 2090);
     // The last node has a budget.
@@ -56,10 +60,12 @@ fn no_panel_is_empty_and_no_rule_names_what_is_not_there() {
         Proxy::start(&format!(
             "listen_address = \"127.0.0.1:0\"\nadmin_address = \"127.0.0.1:0\"\n[control_plane]\n\
              endpoints = [\"127.0.0.1:{discovery}\"]\nname = \"{name}\"\ntoken = \"{}\"\n\
-             [cache]\nenabled = true\nredis_url = \"{}\"\n\
+             [cache]\nenabled = true\nredis_url = \"{}\"\ninvalidation = \"logical\"\n\
+             replication_user = \"listener\"\nreplication_password = \"{}\"\n\
              [client_tls]\nmode = \"prefer\"\ntls_cert_file = \"{}\"\ntls_key_file = \"{}\"\n",
             token("dataplane"),
             redis.url(),
+            password("listener"),
             pki.file("proxy.pem"),
             pki.file("proxy.key")
         ))

@@ -149,6 +149,7 @@ impl Core {
                 }
             }
             b'E' => {
+                self.ended.code = ErrorFields::parse(body).code.and_then(|code| code.try_into().ok());
                 self.settings.failed();
                 // Nothing is sent behind it before its answer: with more owed, this is the error of something before it.
                 self.discarding &= self.ledger.readies() > 1;
