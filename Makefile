@@ -42,7 +42,7 @@ reference:
 # BENCH="--rounds 5 --workloads all --syscalls --svg ratios.svg".
 bench:
 	tools/setup --without-drivers
-	$(CARGO) build --release --locked $(PROXY)
+	$(CARGO) build --release --locked $(PROXY) --features heliosdb-proxy/distribcache
 	python3 tests/bench/run.py --proxy "$(TARGET)/release/heliosdb-proxy" $(BENCH)
 
 # How long each piece of the hot path takes, without sockets, and how many instructions it is: more of them than

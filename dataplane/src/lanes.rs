@@ -34,7 +34,7 @@ pub enum Arrival {
 /// A worker as others see it.
 pub struct Lane {
     arrivals: UnboundedSender<Arrival>,
-    /// Sessions that the worker has.
+    /// Sessions that the worker has, logins among them.
     sessions: AtomicUsize,
     /// Active sessions in the last window, and arrivals since.
     expected: AtomicU32,
@@ -130,6 +130,10 @@ impl Lanes {
         let Some((_, lane)) = self.pick() else { return };
         lane.sessions.fetch_add(1, Ordering::Relaxed);
         lane.expected.fetch_add(1, Ordering::Relaxed);
+        if matches!(arrival, Arrival::Accepted { .. }) {
+            // A login is work as well: a storm of them is spread over the workers.
+            lane.pulse.active.fetch_add(1, Ordering::Relaxed);
+        }
         if lane.arrivals.send(arrival).is_err() {
             lane.left();
         }
@@ -200,4 +204,34 @@ fn lane() -> (Arc<Lane>, UnboundedReceiver<Arrival>) {
         pulse: Pulse::default(),
     };
     (Arc::new(lane), inbox)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Clients;
+
+    #[test]
+    fn clients_that_come_are_work_as_statements_are() {
+        let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
+        let limits = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings.limits.clone();
+        let clients = Arc::new(Clients::default());
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let peer = listener.local_addr().unwrap();
+        let (lanes, _inboxes) = Lanes::new(2);
+        lanes.lanes.iter().for_each(|lane| lane.started());
+        let mut before = vec![None; 2];
+        let mut active = || {
+            let samples = lanes.sample(&mut before, WINDOW).unwrap();
+            samples.iter().map(|sample| sample.active).collect::<Vec<_>>()
+        };
+        assert_eq!(active(), [0, 0]);
+        for _ in 0..3 {
+            let io = TcpStream::connect(peer).unwrap();
+            let counted = clients.connect(&limits, peer.ip()).unwrap();
+            lanes.send(Arrival::Accepted { io, peer, counted });
+        }
+        assert_eq!(active(), [3, 0]);
+        assert_eq!(active(), [0, 0]);
+    }
 }

@@ -18,7 +18,7 @@ pub struct Sample {
     /// Time on a core, in thousandths of the window. Time spent waiting for a core does not count: on a full machine
     /// another thread gets one only from somebody who needs it as much.
     pub ran: u32,
-    /// Sessions that ran a statement.
+    /// Sessions that ran a statement or came.
     pub active: u32,
 }
 

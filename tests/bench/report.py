@@ -5,12 +5,13 @@ import statistics
 from xml.sax.saxutils import escape
 
 FIGURES = ("tps", "p50_us", "p95_us", "p99_us", "cpu_us", "switches", "rss_kib", "syscalls", "cpu_s_per_gb",
-           "kib_per_client", "base_kib")
+           "kib_per_client", "base_kib", "standby_share")
 
 
 def base_of(targets):
-    """What the others are compared with: PgBouncer, else HAProxy."""
-    return next((name for name in ("pgbouncer", "haproxy", "direct") if name in targets), None)
+    """What the others are compared with: PgBouncer, else HAProxy, else another proxy of ours."""
+    known = ("pgbouncer", "haproxy", "direct", "one-worker", "uncached")
+    return next((name for name in known if name in targets), None)
 
 
 def summarise(samples):
@@ -63,8 +64,8 @@ def markdown(rows):
             lines.append("| " + " | ".join([*cells, other, *shown]) + " |")
     extra = [f"- {row['workload']}, {row['target']}: " + ", ".join(
         f"{number(row[figure], 2)} {words}" for figure, words in
-        (("cpu_s_per_gb", "s of CPU a GB"), ("kib_per_client", "KiB a client"), ("base_kib", "KiB without clients"))
-        if figure in row) for row in rows if {"cpu_s_per_gb", "kib_per_client"} & set(row)]
+        (("cpu_s_per_gb", "s of CPU a GB"), ("kib_per_client", "KiB a client"), ("base_kib", "KiB without clients"), ("standby_share", "of the transactions on a standby"))
+        if figure in row) for row in rows if {"cpu_s_per_gb", "kib_per_client", "standby_share"} & set(row)]
     return "\n".join(lines + ([""] + extra if extra else []))
 
 

@@ -1,6 +1,7 @@
 """The programs under test: our proxy, PgBouncer, HAProxy in TCP mode, PostgreSQL itself, and others by a command line.
 Each listens on a port of its own and costs what /proc says of its process."""
 
+import dataclasses
 import os
 import pathlib
 import pwd
@@ -125,6 +126,14 @@ class Target:
             self.process.wait()
 
 
+def certificate(place, kind):
+    """A private key of a kind, as openssl has it, and a certificate of its own."""
+    key, cert = place / "key.pem", place / "cert.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", *kind, "-nodes", "-days", "2", "-subj", "/CN=localhost",
+                    "-keyout", key, "-out", cert], check=True, capture_output=True)
+    return key, cert
+
+
 def heliosproxy(options, place, shape, servers):
     listen, config = free_port(), place / "proxy.toml"
     config.touch(mode=0o600)
@@ -133,9 +142,26 @@ def heliosproxy(options, place, shape, servers):
     text = PROXY_CONFIG.format(listen=listen, admin=admin, pool=shape.pool, split=str(shape.split).lower(),
                                tls="require" if shape.tls else "disable", workers=workers)
     nodes = servers if shape.nodes > 1 else servers[:1]
+    if shape.key:
+        key, cert = certificate(place, shape.key)
+        text = text.replace("[client_tls]", f'[client_tls]\ntls_cert_file = "{cert}"\ntls_key_file = "{key}"')
     text += "".join(NODE.format(port=s.port, role="primary" if i == 0 else "replica") for i, s in enumerate(nodes))
+    if shape.cache:
+        text += "\n[cache]\nenabled = true\n"
     config.write_text(text)
-    return Target("heliosproxy", [options.proxy, "--config", config], listen, place / "proxy.log")
+    target = Target("heliosproxy", [options.proxy, "--config", config], listen, place / "proxy.log")
+    target.admin = admin
+    return target
+
+
+def uncached(options, place, shape, servers):
+    """The same proxy without its result cache."""
+    return heliosproxy(options, place, dataclasses.replace(shape, cache=False), servers)
+
+
+def one_worker(options, place, shape, servers):
+    """The same proxy with one thread for its sessions."""
+    return heliosproxy(dataclasses.replace(options, workers=1), place, shape, servers)
 
 
 def pgbouncer(_options, place, shape, servers):
@@ -146,10 +172,7 @@ def pgbouncer(_options, place, shape, servers):
     users.write_text('"bench" "bench"\n')
     tls, files = "", [users, config]
     if shape.tls:
-        key, cert = place / "key.pem", place / "cert.pem"
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                        "-days", "2", "-subj", "/CN=localhost", "-keyout", key, "-out", cert],
-                       check=True, capture_output=True)
+        key, cert = certificate(place, ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
         tls = f"client_tls_sslmode = require\nclient_tls_key_file = {key}\nclient_tls_cert_file = {cert}\n"
         files += [key, cert]
     config.write_text(PGBOUNCER_CONFIG.format(listen=listen, port=servers[0].port, users=users, pool=shape.pool, tls=tls))
@@ -182,4 +205,4 @@ def other(name, command):
     return start
 
 
-KNOWN = {"heliosproxy": heliosproxy, "pgbouncer": pgbouncer, "haproxy": haproxy, "direct": direct}
+KNOWN = {"heliosproxy": heliosproxy, "uncached": uncached, "one-worker": one_worker, "pgbouncer": pgbouncer, "haproxy": haproxy, "direct": direct}

@@ -1,17 +1,21 @@
 """What is run through each target, and how one run of it is measured. Figures are of one run; rounds are the caller's."""
 
 import base64
+import concurrent.futures
 import dataclasses
 import hashlib
 import hmac
+import multiprocessing
 import os
 import pathlib
 import re
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import time
+import urllib.request
 
 from servers import ENVIRONMENT
 
@@ -27,6 +31,9 @@ class Shape:
     nodes: int = 1
     split: bool = False
     tls: bool = False
+    cache: bool = False
+    # A private key as openssl names it; empty: the proxy makes one of its own.
+    key: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +88,12 @@ def workloads():
     found["mixed-split"] = Workload(args=mixed, against=("heliosproxy",), shape=Shape(nodes=3, split=True))
     for size, name in ((100, "100b"), (1_000, "1kb"), (100_000, "100kb")):
         found[f"unseen-{name}"] = Workload(script=unseen(size), shape=Shape(split=True))
+    # A thousand texts that are asked again and again.
+    hits = "\\set aid random(1, 1000)\nselect abalance from pgbench_accounts where aid = :aid;\n"
+    found["cache-hits"] = Workload(script=hits, shape=Shape(cache=True), against=("heliosproxy", "uncached", "pgbouncer"))
+    # Work that is the proxy's alone: a signature with a large key for each new connection.
+    found["handshakes"] = Workload(kind="handshakes", clients=6, shape=Shape(tls=True, key=("rsa:4096",)),
+                                   against=("heliosproxy", "one-worker"))
     found["idle"] = Workload(kind="idle", clients=2000)
     return found
 
@@ -209,7 +222,31 @@ def idle(target, workload, _options, _place):
             "p99_us": nothing, "kib_per_client": each, "base_kib": before}
 
 
-KINDS = {"pgbench": pgbench, "copy-out": copy, "copy-in": copy, "idle": idle}
+def handshake(port, seconds):
+    """TLS handshakes, one after the other; how many. Nobody logs in."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    end, done = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
+            plain.sendall(struct.pack("!ii", 8, 80877103))
+            if plain.recv(1) != b"S":
+                raise SystemExit("bench: no TLS")
+            context.wrap_socket(plain).close()
+        done += 1
+    return done
+
+
+def handshakes(target, workload, options, _place):
+    """The same by several processes at once."""
+    began, places = time.monotonic(), range(workload.clients)
+    with concurrent.futures.ProcessPoolExecutor(workload.clients, multiprocessing.get_context("fork")) as pool:
+        done = sum(pool.map(handshake, [target.port for _ in places], [options.seconds for _ in places]))
+    seconds, nothing = time.monotonic() - began, float("nan")
+    return {"tps": done / seconds, "transactions": done, "p50_us": nothing, "p95_us": nothing, "p99_us": nothing}
+
+
+KINDS = {"handshakes": handshakes, "pgbench": pgbench, "copy-out": copy, "copy-in": copy, "idle": idle}
 
 
 def system_calls(target, workload, options, place):
@@ -229,9 +266,18 @@ def system_calls(target, workload, options, place):
     return int(total.group(1)) / done["transactions"] if total else None
 
 
+def on_standbys(target):
+    """Plain reads that standbys have got so far."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{target.admin}/metrics") as answer:
+        text = answer.read().decode()
+    return float(re.search(r'^heliosproxy_routing_decisions_total{reason="read_query"} (\S+)$', text, re.M).group(1))
+
+
 def measure(target, workload, options, place):
     """One run, and what it cost the target."""
     place = pathlib.Path(place)
+    split = workload.shape.split and workload.shape.nodes > 1
+    read = on_standbys(target) if split else None
     before = target.cost()
     figures = KINDS[workload.kind](target, workload, options, place)
     after = target.cost()
@@ -240,6 +286,8 @@ def measure(target, workload, options, place):
     figures["cpu_us"] = cpu * 1e6 / transactions
     figures["switches"] = (after["switches"] - before["switches"]) / transactions
     figures["rss_kib"] = target.rss_kib()
+    if split:
+        figures["standby_share"] = (on_standbys(target) - read) / transactions
     size = figures.pop("size", workload.size)
     if size:
         figures["cpu_s_per_gb"] = cpu * 1e9 / (size * transactions)
