@@ -190,9 +190,20 @@ impl Cache {
             return;
         }
         tracing::info!("the cache is emptied, as ordered");
-        let Some(level2) = &self.level2 else { return self.flush() };
+        self.empty();
+    }
+
+    /// Throws everything away, on every data plane, and believes no catalog any more.
+    fn empty(&self) {
+        let databases = lock(&self.databases);
+        let Some(level2) = &self.level2 else {
+            databases.values().for_each(|database| database.doubt());
+            drop(databases);
+            return self.flush();
+        };
         // Nothing is answered until every data plane hears it.
-        lock(&self.databases).values().for_each(|database| database.stamps.begin(&Touched::All));
+        databases.values().for_each(|database| database.stamps.begin(&Touched::All));
+        drop(databases);
         level2.tell(Word::everything());
     }
 

@@ -108,6 +108,9 @@ impl Desk {
     pub fn told(&mut self) {}
 
     /// Nothing was noted.
+    pub fn landed(&mut self) {}
+
+    /// Nothing was noted.
     pub fn rested(&mut self) {}
 
     /// Nothing was noted.

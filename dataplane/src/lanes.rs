@@ -214,7 +214,8 @@ mod tests {
     #[test]
     fn clients_that_come_are_work_as_statements_are() {
         let text = "[[nodes]]\nhost = \"h\"\nrole = \"primary\"\n";
-        let limits = helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings.limits.clone();
+        let limits =
+            helios_proto::config::parse(text, "test", &|_| None).unwrap().spec.settings.limits.clone();
         let clients = Arc::new(Clients::default());
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let peer = listener.local_addr().unwrap();

@@ -3,7 +3,7 @@
 
 use super::answer::{Recorded, Recording, Terms};
 use super::ask::{Asker, Found};
-use super::facts::{Effect, Facts};
+use super::facts::{Effect, Facts, concerns_all};
 use super::reading;
 use super::shape::{Key, Shape, shape};
 use super::stamps::Touched;
@@ -32,9 +32,44 @@ pub struct Desk {
     touched: Touched,
     /// What was written may have changed the catalog.
     doubts: bool,
+    /// It may have changed what all databases share.
+    everywhere: bool,
+    flying: Flying,
     /// Doubts about the catalog when the first of it was judged.
     judged: u64,
     fill: Option<Fill>,
+}
+
+/// What may be changed by what is on its way to a server, or has not been answered: a commit can be seen before its answer is
+/// here. Nothing of it is answered or kept until it is over, or the session is.
+#[derive(Default)]
+struct Flying {
+    touched: Touched,
+    database: Option<Arc<Database>>,
+}
+
+impl Flying {
+    fn add(&mut self, database: &Arc<Database>, touched: &Touched) {
+        let mut all = self.touched.clone();
+        all.add(touched);
+        if all != self.touched {
+            database.stamps.fly(&all);
+            self.land();
+            *self = Self { touched: all, database: Some(Arc::clone(database)) };
+        }
+    }
+
+    fn land(&mut self) {
+        if let Some(database) = self.database.take() {
+            database.stamps.land(&std::mem::take(&mut self.touched));
+        }
+    }
+}
+
+impl Drop for Flying {
+    fn drop(&mut self) {
+        self.land();
+    }
 }
 
 #[derive(Clone)]
@@ -132,6 +167,10 @@ impl Desk {
     pub async fn fetch(&mut self) -> Option<Arc<[u8]>> {
         let fill = self.fill.as_mut()?;
         let Link { cache, database } = &fill.link;
+        if cache.settings.logical.is_some() && database.followed.load().is_none() {
+            fill.stage = Stage::Recording(Recording::default());
+            return None;
+        }
         let found = match &mut fill.stage {
             Stage::Recording(_) => return None,
             Stage::Behind(flight) => {
@@ -199,14 +238,20 @@ impl Desk {
 
     /// Everything is answered, outside of any transaction, and nothing of it goes on.
     pub fn rested(&mut self) {
-        (self.touched, self.doubts) = (Touched::Nothing, false);
+        self.landed();
+        (self.touched, self.doubts, self.everywhere) = (Touched::Nothing, false, false);
+    }
+
+    /// Everything is answered, outside of any transaction.
+    pub fn landed(&mut self) {
+        self.flying.land();
     }
 
     /// The server connection is lost or given up in the middle: what was written may still be committed.
     pub fn lost(&mut self) {
         self.fill = None;
         self.touch(false);
-        (self.touched, self.doubts) = (Touched::Nothing, false);
+        self.rested();
     }
 
     /// Remembers under which catalog the first of what is written is judged.
@@ -224,6 +269,9 @@ impl Desk {
             let other = link.database.doubts.load(Ordering::SeqCst) != self.judged;
             let touched = if other { &Touched::All } else { &self.touched };
             link.cache.touch(&link.database, touched, certain, self.doubts);
+            if self.everywhere {
+                link.cache.empty();
+            }
         }
     }
 }
@@ -338,11 +386,15 @@ impl Watching for Watch<'_> {
                 let effect = readings.effect(sql, standard_strings, &facts, &cache);
                 desk.touched.add(&effect.touches);
                 desk.doubts |= effect.doubts;
+                desk.everywhere |= effect.everywhere;
+                desk.flying.add(&database, &effect.touches);
             }
             None => {
                 let reading = reading::read(sql, standard_strings);
                 desk.touched = Touched::All;
                 desk.doubts |= reading.doubt || !reading.plain;
+                desk.everywhere |= concerns_all(&reading);
+                desk.flying.add(&database, &Touched::All);
             }
         }
     }
@@ -351,6 +403,7 @@ impl Watching for Watch<'_> {
         if let Some((desk, _)) = &mut self.0 {
             if let Some(link) = desk.link.clone() {
                 desk.judge(&link.database);
+                desk.flying.add(&link.database, &Touched::All);
             }
             (desk.touched, desk.doubts) = (Touched::All, true);
         }

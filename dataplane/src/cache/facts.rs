@@ -16,7 +16,9 @@ pub const FINGERPRINT: &str = "begin read only; set local search_path = pg_catal
     (select string_agg(concat_ws(',', oid, relname, relnamespace, relowner, relacl, relkind, relpersistence, relrowsecurity, \
         relforcerowsecurity, relfilenode, relnatts, relhastriggers, relhasrules, relchecks), ';' order by oid) \
         from pg_class where relkind in ('r', 'p', 'v', 'm', 'f', 'S') and relnamespace <> 11), \
-    (select string_agg(concat_ws(',', attrelid, attnum, attname, atttypid, atttypmod, attisdropped, attacl), ';' \
+    (select concat_ws(',', oid, pg_postmaster_start_time(), pg_conf_load_time()) from pg_database \
+        where datname = current_database()), \
+    (select string_agg(concat_ws(',', attrelid, attnum, attname, atttypid, atttypmod, attcollation, attisdropped, attacl), ';' \
         order by attrelid, attnum) from pg_attribute where attrelid >= 16384 and attnum > 0), \
     (select string_agg(concat_ws(',', oid, adrelid, md5(adbin::text)), ';' order by oid) from pg_attrdef), \
     (select string_agg(concat_ws(',', oid, oprcode::oid), ';' order by oid) from pg_operator where oid >= 16384), \
@@ -24,23 +26,25 @@ pub const FINGERPRINT: &str = "begin read only; set local search_path = pg_catal
     (select string_agg(concat_ws(',', aggfnoid::oid, aggtransfn::oid, aggfinalfn::oid), ';' order by aggfnoid::oid) \
         from pg_aggregate where aggfnoid::oid >= 16384), \
     (select string_agg(concat_ws(',', inhrelid, inhparent), ';' order by inhrelid, inhparent) from pg_inherits), \
-    (select string_agg(concat_ws(',', oid, conrelid, confrelid, confdeltype, confupdtype), ';' order by oid) \
-        from pg_constraint where contype = 'f'), \
+    (select string_agg(concat_ws(',', oid, conrelid, contypid, confrelid, confdeltype, confupdtype), ';' order by oid) \
+        from pg_constraint where contype in ('f', 'c')), \
+    (select string_agg(concat_ws(',', oid, typbasetype, typdefault), ';' order by oid) from pg_type where typtype = 'd'), \
     (select string_agg(concat_ws(',', oid, tgrelid, tgenabled), ';' order by oid) from pg_trigger where not tgisinternal), \
     (select string_agg(concat_ws(',', oid, polrelid, polcmd, polroles), ';' order by oid) from pg_policy), \
-    (select string_agg(concat_ws(',', oid, nspname, nspacl), ';' order by oid) from pg_namespace where nspname !~ '^pg_t'), \
+    (select string_agg(concat_ws(',', oid, nspname, nspowner, nspacl), ';' order by oid) from pg_namespace where nspname !~ '^pg_t'), \
     (select string_agg(concat_ws(',', oid, rolname, rolsuper, rolbypassrls, rolinherit, rolcanlogin), ';' order by oid) \
         from pg_roles), \
     (select string_agg(concat_ws(',', oid, enumtypid, enumsortorder, enumlabel), ';' order by oid) from pg_enum), \
-    (select string_agg(concat_ws(',', roleid, member), ';' order by roleid, member) from pg_auth_members), \
+    (select string_agg(concat_ws(',', roleid, member, to_jsonb(m) ->> 'inherit_option', to_jsonb(m) ->> 'set_option'), ';' \
+        order by roleid, member, to_jsonb(m)::text) from pg_auth_members m), \
     (select string_agg(concat_ws(',', setdatabase, setrole, setconfig), ';' order by setdatabase, setrole) \
         from pg_db_role_setting), \
     (select string_agg(concat_ws(',', oid, proname, provolatile, proowner, proacl, xmin), ';' order by oid) \
         from pg_proc where oid >= 16384))); commit";
 
 /// The catalog itself: `r`, name, oid, may be cached, a write to it may change anything; `e`, from, to: a write to one
-/// changes the other; `p`, name, worst volatility, all are PostgreSQL's own; `o`: operators or casts that run code which
-/// may look at tables.
+/// changes the other; `p`, name, worst volatility, all are PostgreSQL's own; `o`: operators, casts or domains that run code
+/// which may look at tables, or change them.
 pub const CATALOG: &str = "begin read only; set local search_path = pg_catalog; \
     select 'r', c.relname::text, c.oid::text, \
         c.relkind in ('r', 'p') and not c.relrowsecurity and not c.relforcerowsecurity and c.relpersistence <> 't', \
@@ -49,7 +53,13 @@ pub const CATALOG: &str = "begin read only; set local search_path = pg_catalog; 
         or exists (select from pg_rewrite w where w.ev_class = c.oid and w.rulename <> '_RETURN') \
         or exists (select from pg_attrdef a, pg_depend d, pg_proc p where a.adrelid = c.oid \
             and d.classid = 'pg_attrdef'::regclass and d.objid = a.oid and d.refclassid = 'pg_proc'::regclass \
-            and p.oid = d.refobjid and p.oid >= 16384 and p.provolatile = 'v') \
+            and p.oid = d.refobjid and p.oid >= 16384 and p.provolatile <> 'i') \
+        or exists (select from pg_constraint k, pg_depend d, pg_proc p where k.conrelid = c.oid \
+            and d.classid = 'pg_constraint'::regclass and d.objid = k.oid and d.refclassid = 'pg_proc'::regclass \
+            and p.oid = d.refobjid and p.oid >= 16384 and p.provolatile <> 'i') \
+        or exists (select from pg_policy k, pg_depend d, pg_proc p where k.polrelid = c.oid \
+            and d.classid = 'pg_policy'::regclass and d.objid = k.oid and d.refclassid = 'pg_proc'::regclass \
+            and p.oid = d.refobjid and p.oid >= 16384 and p.provolatile <> 'i') \
         from pg_class c, pg_namespace n where n.oid = c.relnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') \
         and n.nspname <> 'pg_catalog' and n.nspname !~ '^pg_t' \
     union all select 'e', inhparent::text, inhrelid::text, null, null from pg_inherits \
@@ -63,7 +73,11 @@ pub const CATALOG: &str = "begin read only; set local search_path = pg_catalog; 
         bool_and(oid < 16384), null from pg_proc p where prokind <> 'p' group by proname \
     union all select 'o', null, null, null, null from pg_proc p, pg_language l where l.oid = p.prolang \
         and p.oid >= 16384 and l.lanname not in ('internal', 'c') and p.provolatile <> 'i' and (exists (select from pg_operator o \
-        where o.oprcode = p.oid) or exists (select from pg_cast k where k.castfunc = p.oid)); \
+        where o.oprcode = p.oid) or exists (select from pg_cast k where k.castfunc = p.oid)) \
+    union all select 'o', null, null, null, null from pg_depend d, pg_proc p where d.refclassid = 'pg_proc'::regclass \
+        and p.oid = d.refobjid and p.oid >= 16384 and p.provolatile <> 'i' and (d.classid = 'pg_type'::regclass and exists (select \
+        from pg_type t where t.oid = d.objid and t.typtype = 'd') or d.classid = 'pg_constraint'::regclass and exists (select \
+        from pg_constraint k where k.oid = d.objid and k.contypid <> 0)); \
     commit";
 
 /// Tables that a publication tells everything about, by their object identifiers, as one text: it holds them, or what they
@@ -71,7 +85,7 @@ pub const CATALOG: &str = "begin read only; set local search_path = pg_catalog; 
 /// inherit from counts if all of these do. `$` stands for the publication's name.
 pub const TOLD: &str = "begin read only; set local search_path = pg_catalog; \
     with recursive listed as (select t.relid from pg_publication p, lateral pg_get_publication_tables(p.pubname::text) t \
-        where p.pubname = '$' and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate \
+        where p.pubname = '$' and p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and not p.pubviaroot \
         and coalesce(to_jsonb(t) ->> 'qual', '') = ''), \
     told as (select relid from listed union select i.inhrelid from pg_inherits i, told, pg_class c \
         where i.inhparent = told.relid and c.oid = told.relid and c.relkind = 'p'), \
@@ -142,6 +156,8 @@ pub struct Effect {
     pub touches: Touched,
     /// It may change the catalog as well.
     pub doubts: bool,
+    /// It may change what all databases share: roles, their rights, databases themselves.
+    pub everywhere: bool,
     /// Tables that its answer depends on, if that may be kept, and for how long at most.
     pub reads: Option<(Arc<[u32]>, Duration)>,
 }
@@ -209,6 +225,12 @@ impl Facts {
         Some(facts)
     }
 
+    /// Whether there is such a table.
+    #[must_use]
+    pub fn has(&self, table: u32) -> bool {
+        self.spread.contains_key(&table)
+    }
+
     /// Only these tables may be kept.
     #[must_use]
     pub fn only(mut self, told: &HashSet<u32>) -> Self {
@@ -231,7 +253,8 @@ impl Facts {
     /// What a text does; `ttl` is the longest life of an answer from tables of these names.
     pub fn effect(&self, reading: &Reading, ttl: impl Fn(&[u8]) -> Duration) -> Effect {
         let doubts = reading.doubt || !reading.plain;
-        Effect { touches: self.touches(reading), doubts, reads: self.reads(reading, ttl) }
+        let everywhere = concerns_all(reading);
+        Effect { touches: self.touches(reading), doubts, everywhere, reads: self.reads(reading, ttl) }
     }
 
     fn touches(&self, reading: &Reading) -> Touched {
@@ -285,6 +308,26 @@ impl Facts {
             None => is_any_keyword(call),
         }
     }
+}
+
+/// Words of statements about what all databases share.
+const SHARED: &[&[u8]] = &[
+    b"database",
+    b"role",
+    b"user",
+    b"group",
+    b"tablespace",
+    b"system",
+    b"grant",
+    b"revoke",
+    b"reassign",
+    b"owned",
+];
+
+/// Whether a text may change what all databases share.
+#[must_use]
+pub fn concerns_all(reading: &Reading) -> bool {
+    !reading.plain && (reading.doubt || reading.names.iter().any(|name| SHARED.contains(&&**name)))
 }
 
 /// The tables of an answer to [`TOLD`].

@@ -165,25 +165,19 @@ impl Follower {
         let node = Arc::clone(node.ok_or_else(|| io::Error::other("there is no primary"))?);
         let topology = view.snapshot.key();
         drop(view);
-        let (mut ear, mouth) = (self.dial(&node, true).await?, self.dial(&node, false).await?);
-        let system = column(ask(&mut ear, "IDENTIFY_SYSTEM").await?, 0)?;
+        let (mut ear, mut mouth) = (self.dial(&node, true).await?, self.dial(&node, false).await?);
+        let source = self.source(&mut ear, &mut mouth).await?;
         let slot = format!("helios_{:016x}", RandomState::new().hash_one(Instant::now()));
-        let create = format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT");
-        let start = position(&column(ask(&mut ear, &create).await?, 1)?)?;
+        let start = self.make(&mut ear, &slot, topology, complained).await?;
         let mut message = Vec::new();
-        let publication = &self.settings.publication;
-        frontend::query(
-            &mut message,
-            &format!(
-                "START_REPLICATION SLOT {slot} LOGICAL 0/0 (proto_version '1', publication_names '{publication}')"
-            ),
-        );
+        // A name that is not quoted would be folded to lower case.
+        let options = format!("proto_version '1', publication_names '\"{}\"'", self.settings.publication);
+        frontend::query(&mut message, &format!("START_REPLICATION SLOT {slot} LOGICAL 0/0 ({options})"));
         ear.write_all(&message).await?;
         ear.flush().await?;
         let mut talk = Talk {
             follower: self,
-            // Positions of one timeline only compare with each other.
-            source: format!("{system}.{}", topology.timeline),
+            source,
             topology,
             mouth,
             told: start,
@@ -191,10 +185,70 @@ impl Follower {
             goal: None,
             pending: Vec::new(),
             late: Vec::new(),
+            unheard: Vec::new(),
         };
+        // A number of its own, given and done with: every transaction that began before is below what is seen as running then.
+        drop(ask(&mut talk.mouth, "select txid_current()").await?);
+        talk.unheard = talk.look().await?.running.list;
         // What was kept before may be old.
         talk.tell(start, &Touched::All).await?;
         talk.listen(ear, complained).await
+    }
+}
+
+impl Follower {
+    /// What its positions belong to: those of one run of one server on one timeline compare with each other. Whether the stream
+    /// can be of use is looked at first.
+    async fn source(&self, ear: &mut Stream, mouth: &mut Stream) -> io::Result<String> {
+        let publication = &self.settings.publication;
+        let sql = format!(
+            "select exists (select from pg_publication where pubname = '{publication}')::text, \
+             extract(epoch from pg_postmaster_start_time())::text"
+        );
+        let rows = ask(mouth, &sql).await?;
+        if column(rows.clone(), 0)? != "true" {
+            return Err(io::Error::other(format!("there is no publication \"{publication}\"")));
+        }
+        let system = ask(ear, "IDENTIFY_SYSTEM").await?;
+        Ok(format!("{}.{}.{}", column(system.clone(), 0)?, column(system, 1)?, column(rows, 1)?))
+    }
+
+    /// Makes the slot, which waits for every transaction that writes now; where it begins.
+    async fn make(
+        &self,
+        ear: &mut Stream,
+        slot: &str,
+        topology: TopologyKey,
+        complained: &mut bool,
+    ) -> io::Result<u64> {
+        let create = format!("CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT");
+        let mut made = std::pin::pin!(ask(ear, &create));
+        let since = Instant::now();
+        loop {
+            tokio::select! {
+                made = &mut made => return position(&column(made?, 1)?),
+                () = sleep(BEAT) => self.is_still(topology)?,
+            }
+            if since.elapsed() > PATIENCE && !*complained {
+                *complained = true;
+                tracing::warn!(
+                    database = %String::from_utf8_lossy(&self.database.name),
+                    "the logical replication stream waits for open transactions to end, nothing of the database is answered from the cache"
+                );
+            }
+        }
+    }
+
+    /// The primary is the one of this topology, and the cache is in use.
+    fn is_still(&self, topology: TopologyKey) -> io::Result<()> {
+        let view = self.pools.view();
+        if view.snapshot.key() != topology || view.snapshot.primary.is_none() {
+            return Err(io::Error::other("the primary may be another one"));
+        }
+        if !self.cache.is_up() {
+            return Err(io::Error::other("Redis is away"));
+        }
+        Ok(())
     }
 }
 
@@ -205,7 +259,7 @@ struct Talk<'a> {
     topology: TopologyKey,
     /// The connection that asks.
     mouth: Stream,
-    /// Everything before this is told.
+    /// Everything of the tables before this is told.
     told: u64,
     /// Everything before this is heard.
     heard: u64,
@@ -215,6 +269,15 @@ struct Talk<'a> {
     pending: Vec<Commit>,
     /// Told, but not to be seen yet: whoever reads meanwhile reads what was before.
     late: Vec<Commit>,
+    /// Transactions that ran when the stream began, which may have committed before its beginning without having ended.
+    unheard: Vec<u64>,
+}
+
+/// What the server says of itself.
+struct Look {
+    running: Running,
+    /// How far its WAL is on disk.
+    at: u64,
 }
 
 impl Talk<'_> {
@@ -249,7 +312,11 @@ impl Talk<'_> {
                 }
                 _ = beat.tick() => {
                     self.check()?;
-                    let (_, at) = self.look().await?;
+                    let Look { running, at } = self.look().await?;
+                    let ended = self.unheard.extract_if(.., |xid| !running.has(*xid)).count();
+                    if ended > 0 {
+                        self.tell_again(&Touched::All);
+                    }
                     self.goal.get_or_insert((at, Instant::now()));
                     self.report(&mut ear, true).await?;
                 }
@@ -272,35 +339,35 @@ impl Talk<'_> {
 
     /// Whether the stream is still the right one, and in time.
     fn check(&self) -> io::Result<()> {
-        let view = self.follower.pools.view();
-        if view.snapshot.key() != self.topology || view.snapshot.primary.is_none() {
-            return Err(io::Error::other("the primary may be another one"));
-        }
-        if !self.follower.cache.is_up() {
-            return Err(io::Error::other("Redis is away"));
-        }
+        self.follower.is_still(self.topology)?;
         match self.goal {
             Some((_, asked)) if asked.elapsed() > PATIENCE => Err(io::Error::other("it is behind")),
             _ => Ok(()),
         }
     }
 
-    /// Which transactions run, and how far the server is.
-    async fn look(&mut self) -> io::Result<(Running, u64)> {
-        let sql = "select txid_current_snapshot()::text, pg_current_wal_flush_lsn()::text";
+    /// Which transactions run, and how far the server is. A cache must never be what a COMMIT waits for.
+    async fn look(&mut self) -> io::Result<Look> {
+        let sql = "select txid_current_snapshot()::text, pg_current_wal_flush_lsn()::text, \
+                   current_setting('synchronous_standby_names')";
         let rows =
             timeout(PATIENCE, ask(&mut self.mouth, sql)).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        let running = Running::parse(&column(rows.clone(), 0)?);
-        Ok((running.ok_or(io::ErrorKind::InvalidData)?, position(&column(rows, 1)?)?))
+        if column(rows.clone(), 2)?.contains('*') {
+            return Err(io::Error::other(
+                "synchronous_standby_names has *, which counts it as a standby that every COMMIT waits for: name the standbys",
+            ));
+        }
+        let running = Running::parse(&column(rows.clone(), 0)?).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Look { running, at: position(&column(rows, 1)?)? })
     }
 
     /// Tells what was heard, and again what can be seen only now.
     async fn settle(&mut self) -> io::Result<()> {
-        let (running, _) = self.look().await?;
+        let Look { running, .. } = self.look().await?;
         let seen: Vec<Commit> = self.late.extract_if(.., |commit| !running.is_running(commit.xid)).collect();
         let (mut touched, mut end) = (self.touched(&seen), self.told);
         if !touched.is_nothing() {
-            self.tell_again(&touched).await?;
+            self.tell_again(&touched);
         }
         let pending = std::mem::take(&mut self.pending);
         touched = self.touched(&pending);
@@ -341,19 +408,19 @@ impl Talk<'_> {
         Ok(())
     }
 
-    /// The same for what was told before.
-    async fn tell_again(&self, touched: &Touched) -> io::Result<()> {
+    /// The same for what was told before, or was never heard.
+    fn tell_again(&self, touched: &Touched) {
         let Follower { cache, database, .. } = self.follower;
         cache.touch(database, touched, true, false);
-        Ok(())
     }
 
-    /// Says how far this is; `ask`: the server is to say so as well.
+    /// Says how far this is; `ask`: the server is to say so as well. What is not said keeps WAL on the server.
     async fn report(&self, ear: &mut Stream, ask: bool) -> io::Result<()> {
+        let done = if self.pending.is_empty() { self.heard } else { self.told };
         let mut message = Vec::new();
         put(&mut message, b'd', |body| {
             body.push(b'r');
-            for at in [self.told, self.told, self.told, 0] {
+            for at in [done, done, done, 0] {
                 body.extend_from_slice(&at.to_be_bytes());
             }
             body.push(u8::from(ask));
@@ -376,6 +443,11 @@ impl Running {
         let (_, from, list) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
         let list = list.split(',').filter(|xid| !xid.is_empty()).map(str::parse);
         Some(Self { from, list: list.collect::<Result<_, _>>().ok()? })
+    }
+
+    /// Whether this one runs, which ran before.
+    fn has(&self, xid: u64) -> bool {
+        self.list.contains(&xid)
     }
 
     /// Whether this one runs, of which only the lower half is known.

@@ -59,7 +59,7 @@ fn is_due(database: &Database) -> bool {
 
 async fn look(cache: &Cache, database: &Database, pools: &Pools, identity: &Arc<Identity>) -> Option<()> {
     // Asked first: what is changed from here on is in doubt again.
-    let (doubts, at) = (database.doubts.load(Ordering::SeqCst), Instant::now());
+    let (mut doubts, at) = (database.doubts.load(Ordering::SeqCst), Instant::now());
     let rows = catalog::rows(pools, identity, FINGERPRINT, true).await?;
     let mut fingerprint = rows.into_iter().next()?.into_iter().next()??;
     let told = match &cache.settings.logical {
@@ -94,6 +94,12 @@ async fn look(cache: &Cache, database: &Database, pools: &Pools, identity: &Arc<
             facts
         }
     };
+    if other {
+        // What sessions have judged by the old one counts no more.
+        database.doubt();
+        doubts = doubts.saturating_add(1);
+    }
+    database.stamps.retain(|table| facts.has(table));
     database.facts.store(Some(Arc::new(Seen { facts, at, doubts })));
     if other {
         cache.flush();

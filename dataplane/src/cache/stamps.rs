@@ -56,13 +56,18 @@ struct Stamp {
     changed: u64,
     /// Changes of this process whose numbers are not known yet.
     pending: u32,
+    /// Writes of this process that are on their way: whether they are committed is not known.
+    flying: u32,
     /// Until then nothing is good: it is not known when a change takes effect.
     closed: Option<Instant>,
 }
 
 impl Stamp {
     fn is_good(&self, since: u64, now: Instant) -> bool {
-        self.changed <= since && self.pending == 0 && self.closed.is_none_or(|until| until <= now)
+        self.changed <= since
+            && self.pending == 0
+            && self.flying == 0
+            && self.closed.is_none_or(|until| until <= now)
     }
 }
 
@@ -77,6 +82,21 @@ impl Stamps {
         let inner = self.lock();
         let table = |table| inner.tables.get(table).is_none_or(|stamp| stamp.is_good(since, now));
         inner.all.is_good(since, now) && tables.iter().all(table)
+    }
+
+    /// A write is on its way.
+    pub fn fly(&self, touched: &Touched) {
+        self.lock().each(touched, |stamp| stamp.flying = stamp.flying.saturating_add(1));
+    }
+
+    /// It is over.
+    pub fn land(&self, touched: &Touched) {
+        self.lock().each(touched, |stamp| stamp.flying = stamp.flying.saturating_sub(1));
+    }
+
+    /// Forgets tables that are not there any more.
+    pub fn retain(&self, is_there: impl Fn(u32) -> bool) {
+        self.lock().tables.retain(|table, stamp| stamp.pending > 0 || stamp.flying > 0 || is_there(*table));
     }
 
     /// A change whose number is not known yet.
@@ -108,7 +128,12 @@ impl Stamps {
     pub fn reset(&self, number: u64) {
         let mut inner = self.lock();
         let closed = inner.tables.values().filter_map(|stamp| stamp.closed).chain(inner.all.closed).max();
-        *inner = Inner { all: Stamp { closed, changed: number, pending: 0 }, ..Inner::default() };
+        // What is on its way is on its way all the same.
+        let flying = |flying| Stamp { flying, ..Stamp::default() };
+        let tables = inner.tables.iter().filter(|(_, stamp)| stamp.flying > 0);
+        let tables = tables.map(|(table, stamp)| (*table, flying(stamp.flying))).collect();
+        let all = Stamp { closed, changed: number, ..flying(inner.all.flying) };
+        *inner = Inner { all, tables };
     }
 }
 
@@ -176,5 +201,28 @@ mod tests {
         assert!(stamps.are_good(&[1, 2], 7, later) && !stamps.are_good(&[1], 6, later));
         let fresh = Stamps::from(3);
         assert!(fresh.are_good(&[1], 3, now) && !fresh.are_good(&[1], 2, now));
+    }
+
+    #[test]
+    fn nothing_is_good_while_a_write_is_on_its_way_whatever_is_reset() {
+        let (stamps, now) = (Stamps::default(), Instant::now());
+        let good = |list: &[u32]| stamps.are_good(list, 9, now);
+        stamps.fly(&tables(&[1]));
+        stamps.fly(&tables(&[1, 2]));
+        assert!(!good(&[1]) && !good(&[2]) && good(&[3]));
+        stamps.reset(7);
+        stamps.retain(|_| false);
+        stamps.land(&tables(&[1]));
+        assert!(!good(&[1]) && !good(&[2]) && good(&[3]));
+        stamps.land(&tables(&[1, 2]));
+        assert!(good(&[1, 2]));
+        stamps.fly(&Touched::All);
+        stamps.reset(8);
+        assert!(!good(&[3]));
+        stamps.land(&Touched::All);
+        assert!(good(&[3]));
+        stamps.end(&tables(&[1, 2]), 8, false);
+        stamps.retain(|table| table == 2);
+        assert_eq!(stamps.lock().tables.keys().copied().collect::<Vec<_>>(), [2]);
     }
 }

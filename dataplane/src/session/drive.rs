@@ -17,6 +17,7 @@ use crate::server::ServerConn;
 use crate::stream::Stream;
 use crate::worker::{Bench, Tools, Worker};
 use helios_pgwire::PgError;
+use helios_pgwire::backend::TxStatus;
 use helios_proto::model::{Evidence, PoolMode};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -259,6 +260,9 @@ impl Session {
             self.started = Some(now);
             self.began.get_or_insert(now);
             return;
+        }
+        if self.core.ledger().status() == TxStatus::Idle {
+            self.desk.landed();
         }
         self.rested = now;
         self.replays = 0;

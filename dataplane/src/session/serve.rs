@@ -455,6 +455,7 @@ impl Session {
     pub(super) fn fail(&mut self, error: &PgError) {
         let mut out = Vec::new();
         self.desk.give_up();
+        self.desk.landed();
         self.traced.failed(None, error.code);
         self.core.fail(error, &mut out);
         self.to_client.push(&out);

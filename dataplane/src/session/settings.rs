@@ -142,9 +142,16 @@ fn one(tokens: &[Lexed<'_>], sql: &[u8]) -> Option<Change> {
         [] => None,
         [one] if word(one, b"default") || (zone && word(one, b"local")) => Some(Change::Reset(name)),
         _ if name == b"datestyle" && !is_whole_datestyle(value) => None,
+        // A table that is made then is a temporary one, whatever its statement says: the next session must not find it.
+        _ if name == b"search_path" && value.iter().any(names_temporary) => None,
         value if value.iter().all(is_value) => Some(Change::Set(name, sql.to_vec())),
         _ => None,
     }
+}
+
+/// Whether a value names a schema of temporary tables.
+fn names_temporary((_, text): &Lexed<'_>) -> bool {
+    text.windows(7).any(|part| part.eq_ignore_ascii_case(b"pg_temp"))
 }
 
 /// Whether a DateStyle says both style and order: one alone leaves the other as it was.
@@ -427,6 +434,8 @@ mod tests {
             "set x",
             "set x =",
             "set x from current",
+            "set search_path = pg_temp, public",
+            "set search_path to 'public, PG_TEMP'",
             "set \"x\" = 1",
             "set synchronous_commit to local; select 1",
             "set datestyle = 'German'",

@@ -253,3 +253,77 @@ fn readers_see_time_go_forward_only_while_others_write_at_the_source() {
     assert!(metric(&proxy, "invalidations_total") >= 10.0);
     assert!(super::cache::hits(&proxy) > 300.0, "most of it was answered from the cache");
 }
+
+#[test]
+fn a_cache_is_nothing_that_a_commit_or_the_disk_of_the_server_waits_for() {
+    let cluster = cluster(&[]);
+    cluster.execute("create database other");
+    let proxy = proxy(&cluster, &settings());
+    let mut client = proxy.connect("app");
+    warm(&proxy, &mut client, READ);
+    // Another database writes: the slot of this one follows.
+    let mut other = cluster.primary().superuser_of("other");
+    other
+        .batch_execute(
+            "create table w (t text); insert into w select repeat('x', 1000) from generate_series(1, 1000)",
+        )
+        .unwrap();
+    let position = "select pg_current_wal_lsn()::text";
+    let written: String = other.query_one(position, &[]).unwrap().get(0);
+    let behind =
+        format!("select count(*) from pg_replication_slots where confirmed_flush_lsn < '{written}'::pg_lsn");
+    let count = |sql: &str| cluster.primary().superuser().query_one(sql, &[]).unwrap().get::<_, i64>(0);
+    eventually(LONG, "no slot keeps it", || count(&behind) == 0);
+    assert!(followed(&proxy));
+    // Any standby is waited for: this is none.
+    cluster.execute("alter system set synchronous_standby_names = '*'");
+    cluster.execute("select pg_reload_conf()");
+    let _ = proxy.said("synchronous_standby_names has *");
+    eventually(LONG, "it is gone", || count("select count(*) from pg_stat_replication") == 0);
+    assert!(!followed(&proxy));
+    cluster.primary().superuser().batch_execute("alter system reset synchronous_standby_names").unwrap();
+    cluster.execute("select pg_reload_conf()");
+    warm(&proxy, &mut client, READ);
+}
+
+#[test]
+fn a_publication_that_is_missing_or_has_another_name_is_not_followed() {
+    let cluster = cluster(&[]);
+    cluster
+        .execute("alter publication heliosproxy rename to \"Few\"; create publication few for table others");
+    let proxy = proxy(&cluster, &format!("{}publication = \"Few\"\n", settings()));
+    let mut client = proxy.connect("app");
+    warm(&proxy, &mut client, READ);
+    behind(&cluster, "update items set n = 5 where id = 1");
+    shows(&mut client, READ, "5");
+    let missing = super::cache::proxy(&cluster, &settings());
+    let mut client = missing.connect("app");
+    let _ = missing.said("there is no publication \"heliosproxy\"");
+    for n in 0..20 {
+        behind(&cluster, &format!("update items set n = {n} where id = 1"));
+        assert_eq!(value(&mut client, READ), n.to_string());
+    }
+    assert!(!followed(&missing));
+    assert_eq!(missing.logged("stream is not followed").len(), 1, "once");
+    // One that tells of partitions as their root tells nothing of a TRUNCATE of one of them.
+    cluster.execute("create publication heliosproxy for all tables with (publish_via_partition_root = true)");
+    eventually(LONG, "it is followed", || followed(&missing));
+    for _ in 0..5 {
+        assert!(!is_hit(&missing, &mut client, READ));
+    }
+}
+
+#[test]
+fn a_stream_that_cannot_begin_says_what_it_waits_for() {
+    let cluster = cluster(&[]);
+    let mut open = cluster.primary().superuser();
+    open.batch_execute("begin; insert into others values (50, 0)").unwrap();
+    let proxy = proxy(&cluster, &settings());
+    let mut client = proxy.connect("app");
+    let _ = value(&mut client, READ);
+    let _ = proxy.said("waits for open transactions to end");
+    assert!(!followed(&proxy));
+    open.batch_execute("commit").unwrap();
+    warm(&proxy, &mut client, READ);
+    assert_eq!(value(&mut client, "select count(*) from others where id = 50"), "1");
+}

@@ -322,3 +322,36 @@ fn every_document_is_linked_from_the_first_one() {
         assert!(reached.contains(&document.canonicalize().unwrap()), "{}: no way there", document.display());
     }
 }
+
+/// Every source file of the workspace, as one text.
+fn sources(dir: &Path, out: &mut String) {
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        if path.is_dir() && !["target", ".git", "node_modules"].contains(&name.to_str().unwrap()) {
+            sources(&path, out);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            out.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn every_test_that_a_document_names_exists() {
+    let (mut all, mut seen) = (String::new(), 0);
+    sources(&root(), &mut all);
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for word in prose(&text).flat_map(|line| line.split('`').skip(1).step_by(2)) {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == ':';
+            let Some((_, name)) = word.rsplit_once("::").filter(|_| word.chars().all(plain)) else {
+                continue;
+            };
+            if name.matches('_').count() > 1 {
+                assert!(all.contains(&format!("fn {name}(")), "{}: no test {word}", document.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 50, "{seen}");
+}

@@ -6,6 +6,7 @@ mod accept;
 mod admin;
 mod budget;
 mod cache;
+mod cache_early;
 mod cache_followed;
 mod cancels;
 mod chart;
