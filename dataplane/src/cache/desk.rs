@@ -37,7 +37,7 @@ pub struct Desk {
     flying: Flying,
     /// Doubts about the catalog when the first of it was judged.
     judged: u64,
-    fill: Option<Fill>,
+    fill: Option<Box<Fill>>,
 }
 
 /// What may be changed by what is on its way to a server, or has not been answered: a commit can be seen before its answer is
@@ -159,7 +159,7 @@ impl Desk {
             Ok(()) => (Stage::Recording(Recording::default()), true),
         };
         let asked = matches!(stage, Stage::Recording(_));
-        self.fill = Some(Fill { link, terms, stage, flight });
+        self.fill = Some(Box::new(Fill { link, terms, stage, flight }));
         if asked { Found::Primary } else { Found::Fetch }
     }
 

@@ -194,9 +194,7 @@ impl Follower {
         talk.tell(start, &Touched::All).await?;
         talk.listen(ear, complained).await
     }
-}
 
-impl Follower {
     /// What its positions belong to: those of one run of one server on one timeline compare with each other. Whether the stream
     /// can be of use is looked at first.
     async fn source(&self, ear: &mut Stream, mouth: &mut Stream) -> io::Result<String> {
