@@ -239,12 +239,13 @@ impl Desk {
     /// Everything is answered, outside of any transaction, and nothing of it goes on.
     pub fn rested(&mut self) {
         self.landed();
-        (self.touched, self.doubts, self.everywhere) = (Touched::Nothing, false, false);
+        (self.touched, self.doubts) = (Touched::Nothing, false);
     }
 
     /// Everything is answered, outside of any transaction.
     pub fn landed(&mut self) {
         self.flying.land();
+        self.everywhere = false;
     }
 
     /// The server connection is lost or given up in the middle: what was written may still be committed.
