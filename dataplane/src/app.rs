@@ -192,10 +192,7 @@ async fn follow(
     applied: Applied,
     stop: CancellationToken,
 ) {
-    applied(&shared.pools.view().snapshot);
-    if let Some(answers) = &shared.answers {
-        answers.obey(&shared.pools.view().snapshot);
-    }
+    in_force(&shared, &applied);
     let mut hold: Option<Instant> = None;
     loop {
         let over = tokio::time::sleep_until(hold.unwrap_or_else(Instant::now).into());
@@ -217,11 +214,17 @@ async fn follow(
         if shared.pools.apply(snapshot) {
             shared.registry.wake_all();
         }
-        if let Some(answers) = &shared.answers {
-            answers.obey(&shared.pools.view().snapshot);
-        }
-        applied(&shared.pools.view().snapshot);
+        in_force(&shared, &applied);
     }
+}
+
+/// What the snapshot in force wants of others than the pools.
+fn in_force(shared: &Shared, applied: &Applied) {
+    let view = shared.pools.view();
+    if let Some(answers) = &shared.answers {
+        answers.obey(&view.snapshot);
+    }
+    applied(&view.snapshot);
 }
 
 impl Control {

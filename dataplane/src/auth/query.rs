@@ -5,7 +5,6 @@
 use crate::pool::{NodePool, View};
 use crate::server::Credential;
 use crate::server::ask::{Row, ask_with};
-use crate::server::credential::Password;
 use crate::server::dial::{DialError, Who, dial};
 use crate::stream::Stream;
 use helios_pgwire::scram::Verifier;
@@ -119,13 +118,7 @@ async fn ask_on(
         *held = Some(kept);
         return Ok(rows);
     }
-    let credential = Arc::new(match &query.password {
-        Some(password) => {
-            let text = Zeroizing::new(password.expose().as_bytes().to_vec());
-            Credential::Password(Password::new(text))
-        }
-        None => Credential::Nothing,
-    });
+    let credential = Arc::new(Credential::configured(query.password.as_ref()));
     let params = [("application_name", "helios-auth"), ("search_path", "pg_catalog")];
     let params = params.map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
     let who = Who { user: query.user.as_bytes(), database: query.database.as_bytes(), params: &params };

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything that decides what may be kept, as one text: another one is another catalog. `pg_catalog` alone is searched, so
-/// that no operator of a user's has a say.
-pub const FINGERPRINT: &str = "begin read only; set local search_path = pg_catalog; \
+/// that no operator of a user's has a say, and times and numbers are shown alike, whoever looks.
+pub const FINGERPRINT: &str = "begin read only; set local search_path = pg_catalog; set local timezone = 'UTC'; \
+    set local datestyle = 'ISO'; set local extra_float_digits = 1; \
     select md5(concat_ws('|', \
     (select string_agg(concat_ws(',', oid, relname, relnamespace, relowner, relacl, relkind, relpersistence, relrowsecurity, \
         relforcerowsecurity, relfilenode, relnatts, relhastriggers, relhasrules, relchecks), ';' order by oid) \
@@ -218,10 +219,10 @@ impl Facts {
         let bad: HashSet<u32> =
             facts.tables.values().flatten().filter(|table| !table.plain).map(|table| table.oid).collect();
         for table in facts.tables.values_mut().flatten() {
-            table.plain &= reached(table.oid, &edges).iter().all(|oid| !bad.contains(oid));
+            let reached = reached(table.oid, &edges);
+            table.plain &= reached.iter().all(|oid| !bad.contains(oid));
+            let _ = facts.spread.insert(table.oid, spread(reached, &wild));
         }
-        let oids = facts.tables.values().flatten().map(|table| table.oid);
-        facts.spread = oids.map(|oid| (oid, spread(oid, &wild, &edges))).collect();
         Some(facts)
     }
 
@@ -341,26 +342,22 @@ fn number(text: Option<&[u8]>) -> Option<u32> {
     std::str::from_utf8(text?).ok()?.parse().ok()
 }
 
-/// Everything that a write to this table may change.
-fn spread(from: u32, wild: &HashSet<u32>, edges: &HashMap<u32, Vec<u32>>) -> Touched {
-    let mut tables = reached(from, edges);
-    if tables.iter().any(|table| wild.contains(table)) {
+/// Everything that a write to a table may change which reaches these.
+fn spread(reached: HashSet<u32>, wild: &HashSet<u32>) -> Touched {
+    if reached.iter().any(|table| wild.contains(table)) {
         return Touched::All;
     }
+    let mut tables: Vec<u32> = reached.into_iter().collect();
     tables.sort_unstable();
     Touched::Tables(tables)
 }
 
 /// A table and all to which its edges lead.
-fn reached(from: u32, edges: &HashMap<u32, Vec<u32>>) -> Vec<u32> {
-    let (mut seen, mut next) = (vec![from], vec![from]);
+fn reached(from: u32, edges: &HashMap<u32, Vec<u32>>) -> HashSet<u32> {
+    let (mut seen, mut next) = (HashSet::from([from]), vec![from]);
     while let Some(table) = next.pop() {
-        for to in edges.get(&table).into_iter().flatten() {
-            if !seen.contains(to) {
-                seen.push(*to);
-                next.push(*to);
-            }
-        }
+        let more = edges.get(&table).into_iter().flatten();
+        next.extend(more.filter(|to| seen.insert(**to)));
     }
     seen
 }

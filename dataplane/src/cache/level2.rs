@@ -20,19 +20,25 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// Numbers a word and passes it on. A counter that is lost goes on from the clock: it never goes back.
-const TELL: &str = "if redis.call('EXISTS', KEYS[1]) == 0 then local t = redis.call('TIME') \
-    redis.call('SET', KEYS[1], t[1] .. string.format('%06d', t[2])) end \
-    local n = string.format('%.0f', redis.call('INCR', KEYS[1])) redis.call('PUBLISH', KEYS[1], n .. ' ' .. ARGV[1]) return n";
+/// Numbers `word` and passes it on. A counter that is lost goes on from the clock: it never goes back.
+macro_rules! number {
+    () => {
+        "if redis.call('EXISTS', KEYS[1]) == 0 then local t = redis.call('TIME') \
+        redis.call('SET', KEYS[1], t[1] .. string.format('%06d', t[2])) end \
+        local n = string.format('%.0f', redis.call('INCR', KEYS[1])) redis.call('PUBLISH', KEYS[1], n .. ' ' .. word) return n"
+    };
+}
+/// Says a word.
+const TELL: &str = concat!("local word = ARGV[1] ", number!());
 /// The same for what the stream of one primary tells of, from one position in it to another: whoever is first says it. Has
 /// somebody not said what was before, everything of the database is bad.
-const TELL_ONCE: &str = "local last = redis.call('GET', KEYS[2]) or '' \
+const TELL_ONCE: &str = concat!(
+    "local last = redis.call('GET', KEYS[2]) or '' \
     if last >= ARGV[3] and redis.call('EXISTS', KEYS[1]) == 1 then return redis.call('GET', KEYS[1]) end \
     redis.call('SET', KEYS[2], ARGV[3], 'EX', 604800) \
-    local word = ARGV[1] if last < ARGV[2] then word = ARGV[4] end \
-    if redis.call('EXISTS', KEYS[1]) == 0 then local t = redis.call('TIME') \
-    redis.call('SET', KEYS[1], t[1] .. string.format('%06d', t[2])) end \
-    local n = string.format('%.0f', redis.call('INCR', KEYS[1])) redis.call('PUBLISH', KEYS[1], n .. ' ' .. word) return n";
+    local word = ARGV[1] if last < ARGV[2] then word = ARGV[4] end ",
+    number!()
+);
 /// Who says what the stream tells of: nobody takes it for a word of its own.
 const STREAM: &str = "stream";
 /// Longest wait for a connection and for an answer of it.

@@ -9,7 +9,6 @@ use super::{Cache, Database};
 use crate::pool::{Identities, NodePool, Pools};
 use crate::server::Credential;
 use crate::server::ask::{ask, refused};
-use crate::server::credential::Password;
 use crate::server::dial::{Who, dial};
 use crate::stream::Stream;
 use helios_pgwire::frame::put;
@@ -27,7 +26,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use zeroize::Zeroizing;
 
 /// How often databases come and go, and the server is asked how far it is.
 const BEAT: Duration = Duration::from_secs(1);
@@ -55,13 +53,7 @@ pub(super) struct Followers {
 impl Followers {
     /// None runs yet.
     pub fn new(cache: Arc<Cache>, settings: &Logical, wires: Wires, tasks: TaskTracker) -> Self {
-        let credential = Arc::new(match &settings.password {
-            Some(password) => {
-                let text = Zeroizing::new(password.expose().as_bytes().to_vec());
-                Credential::Password(Password::new(text))
-            }
-            None => Credential::Nothing,
-        });
+        let credential = Arc::new(Credential::configured(settings.password.as_ref()));
         let settings = Arc::new(settings.clone());
         Self { cache, settings, credential, wires, tasks, running: HashMap::new() }
     }

@@ -4,6 +4,7 @@
 use helios_pgwire::login::{Answer, Asked};
 use helios_pgwire::md5;
 use helios_pgwire::scram::Keys;
+use helios_proto::model::Secret;
 use std::sync::{Arc, Mutex, PoisonError};
 use zeroize::Zeroizing;
 
@@ -63,6 +64,14 @@ impl Password {
 }
 
 impl Credential {
+    /// A configured password, or none.
+    #[must_use]
+    pub fn configured(password: Option<&Secret>) -> Self {
+        password.map_or(Self::Nothing, |password| {
+            Self::Password(Password::new(Zeroizing::new(password.expose().as_bytes().to_vec())))
+        })
+    }
+
     /// The answer to what a backend asks, with the bytes it borrows held by `hold`; `None` if this credential
     /// cannot answer that.
     #[must_use]

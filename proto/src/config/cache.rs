@@ -52,14 +52,10 @@ fn logical(part: &mut Part<'_, '_>) -> Option<Logical> {
     let (user, password) = (part.text("replication_user"), part.secret("replication_password"));
     let publication = part.text("publication").unwrap_or_default();
     if !wanted {
-        for key in ["replication_user", "replication_password", "publication"] {
-            if let Some(line) = part.given(key) {
-                part.problem(
-                    Some(line),
-                    format!("{key} in [cache] is for invalidation = \"logical\" only; take it out"),
-                );
-            }
-        }
+        part.refuse(
+            ["replication_user", "replication_password", "publication"],
+            "is for invalidation = \"logical\" only; take it out",
+        );
         return None;
     }
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';

@@ -126,6 +126,16 @@ impl<'r> Part<'r, '_> {
         table.iter().find(|(key, _)| key.get_ref() == name).map(|(key, _)| self.reader.line(key.span().start))
     }
 
+    /// Refuses keys that do nothing as things are; `why` follows their name and section.
+    pub fn refuse<'k>(&mut self, keys: impl IntoIterator<Item = &'k str>, why: &str) {
+        for key in keys {
+            if let Some(line) = self.given(key) {
+                let header = self.section.header();
+                self.problem(Some(line), format!("{key} in {header} {why}"));
+            }
+        }
+    }
+
     /// A flag.
     pub fn flag(&mut self, name: &'static str) -> bool {
         let fallback = matches!(default(self.section, name), Fallback::Flag(true));

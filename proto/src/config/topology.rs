@@ -25,12 +25,8 @@ pub(super) fn patroni(reader: &mut Reader<'_>, root: &DeTable<'_>, probe_user: b
         login: login(&mut part),
     };
     if provider != Some(true) {
-        for key in Section::Topology.keys().filter(|key| key.name != "provider") {
-            if let Some(line) = part.given(key.name) {
-                let text = format!("{} in [topology] has no effect without provider = \"patroni\"", key.name);
-                part.problem(Some(line), text);
-            }
-        }
+        let others = Section::Topology.keys().map(|key| key.name).filter(|name| *name != "provider");
+        part.refuse(others, "has no effect without provider = \"patroni\"");
         return None;
     }
     if !probe_user {

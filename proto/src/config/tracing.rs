@@ -21,11 +21,7 @@ pub(super) fn tracing(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Option<Tra
     let endpoint = part.text("otlp_endpoint");
     let (one_in, service) = (part.whole("sample_one_in"), part.text("service_name").unwrap_or_default());
     if endpoint.is_none() {
-        for key in ["sample_one_in", "service_name"] {
-            if let Some(line) = part.given(key) {
-                part.problem(Some(line), format!("{key} in [tracing] does nothing without otlp_endpoint"));
-            }
-        }
+        part.refuse(["sample_one_in", "service_name"], "does nothing without otlp_endpoint");
     }
     if endpoint.as_ref().is_some_and(|endpoint| !endpoint.starts_with("http://")) {
         let line = part.given("otlp_endpoint");
