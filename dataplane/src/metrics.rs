@@ -50,7 +50,7 @@ pub struct Counters {
     pub acquire_timeouts: AtomicU64,
     /// Routing decisions by reason, in the order of [`Reason::ALL`].
     pub reasons: [AtomicU64; Reason::ALL.len()],
-    /// Statements replayed on another node.
+    /// Statements sent once more, to another node or over another connection.
     pub replays: AtomicU64,
     /// Sessions that became pinned.
     pub pinned: AtomicU64,
@@ -327,7 +327,11 @@ fn own(families: &mut Vec<MetricFamily>, workers: &[Arc<Counters>], serving: usi
         families.push(family(name, help, MetricType::COUNTER, vec![counter(&[], value)]));
     };
     plain("acquire_timeouts_total", "Waits that ended in 53300.", sum(workers, |w| &w.acquire_timeouts));
-    plain("replays_total", "Statements replayed on another node.", sum(workers, |w| &w.replays));
+    plain(
+        "replays_total",
+        "Statements sent once more, to another node or over another connection.",
+        sum(workers, |w| &w.replays),
+    );
     plain("pinned_total", "Times a session became tied to its server.", sum(workers, |w| &w.pinned));
     plain("unknown_hints_total", "Hints that mean nothing.", sum(workers, |w| &w.unknown_hints));
     plain("client_connections_total", "Client connections accepted.", sum(workers, |w| &w.clients));

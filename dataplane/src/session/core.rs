@@ -466,6 +466,31 @@ impl Core {
         self.run.clear();
     }
 
+    /// Whether a server connection is held of which the run has nothing yet.
+    #[must_use]
+    pub fn unsent(&self) -> bool {
+        self.bound.is_some() && self.run.pending()
+    }
+
+    /// The run is not to go to the server connection that is held: everything is as it was before [`Core::bind`].
+    pub fn unbind(&mut self) {
+        self.bound = None;
+        self.forget_pending();
+        self.settings.abandon();
+        self.changed.clear();
+        self.pins = Pins::NONE;
+        self.counts = Counts::default();
+        (self.wrote, self.sets, self.leaving) = (false, false, false);
+    }
+
+    /// The same; the run is put together anew from its bytes, which are to be offered again, from the front.
+    pub fn take_back(&mut self) {
+        self.unbind();
+        self.ledger.reset();
+        self.run.clear();
+        self.client_skip = 0;
+    }
+
     /// The run got no server connection: appends the error and drops the run, up to its Sync if it is extended.
     pub fn fail(&mut self, error: &PgError, out: &mut Vec<u8>) {
         error.encode(out);

@@ -680,3 +680,54 @@ fn a_discard_all_that_was_lost_with_its_server_discards_nothing_later() {
     play.server(&[bare(b'1'), ready(TxStatus::Idle)].concat());
     assert_eq!(play.core.sql_of(b"s"), Some(&b"select 1"[..]));
 }
+
+#[test]
+fn a_run_whose_server_was_dead_before_it_was_sent_goes_to_another_whole_and_once() {
+    let long = query(&"x".repeat(super::core::TEXT_MAX + 100));
+    let begun = long.get(..super::core::TEXT_MAX).unwrap();
+    let runs = [
+        (query("insert into t values (1)"), true),
+        (extended("insert into t values (1)"), true),
+        (query("set lock_timeout = 1"), true),
+        (query("set local lock_timeout = 1; select set_config('a.b', 'c', false)"), true),
+        (query("begin"), true),
+        (begun.to_vec(), false),
+    ];
+    for mode in [PoolMode::Transaction, PoolMode::Session] {
+        for (run, whole) in &runs {
+            let mut play = Play::new(mode);
+            let behind = if *whole { query("select 2") } else { Vec::new() };
+            assert_eq!(play.client(&[&run[..], &behind].concat()), Stop::Acquire);
+            play.core.bind(false, Prepared::default());
+            assert!(play.core.unsent());
+            play.core.take_back();
+            assert!(!play.core.unsent() && play.core.pins().is_empty() && !play.core.take_wrote());
+            assert_eq!(play.client(&[]), Stop::Acquire, "it asks again");
+            play.core.bind(false, Prepared::default());
+            play.client(&[]);
+            assert!(!play.core.unsent() && play.forwarded.starts_with(run), "{mode:?}");
+            let counts = play.core.take_counts();
+            assert_eq!(counts.reads + counts.writes, 1 + u32::from(*whole), "counted once");
+
+            // Or it is given up, and only it.
+            let mut play = Play::new(mode);
+            assert_eq!(play.client(&[&run[..], &behind].concat()), Stop::Acquire);
+            play.core.bind(false, Prepared::default());
+            play.core.unbind();
+            play.core.fail(&lost_error(), &mut play.replied);
+            assert!(play.core.pins().is_empty() && !play.core.take_wrote());
+            assert_eq!(
+                play.replied,
+                [lost_error().to_bytes(), ready(TxStatus::Idle)].concat().get(..play.replied.len()).unwrap()
+            );
+            if *whole {
+                assert_eq!(play.client(&[]), Stop::Acquire);
+                assert_eq!(play.inbox, behind);
+            } else {
+                let (_, rest) = long.split_at(begun.len());
+                assert_eq!(play.client(&[rest, &query("select 2")].concat()), Stop::Acquire);
+                assert_eq!(play.inbox, query("select 2"));
+            }
+        }
+    }
+}

@@ -510,6 +510,10 @@ impl Session {
         }
         (self.worker.shared.evidence)(name, Evidence::ConnectionLost);
         tracing::info!(node = %name, "lost a server connection in use");
+        if self.core.unsent() && !self.alone {
+            self.look_for_another();
+            return Ok(());
+        }
         if !self.alone && self.core.replayable() && self.replays < MOST_REPLAYS {
             self.replays = self.replays.saturating_add(1);
             self.replay();
@@ -539,10 +543,28 @@ impl Session {
         Err(End::Words(shown.unwrap_or_else(|| fatal.to_bytes())))
     }
 
+    /// The server connection was dead before the run went out: the run is safe, and looks for another one.
+    fn look_for_another(&mut self) {
+        self.to_server.clear();
+        if self.replays < MOST_REPLAYS {
+            self.replays = self.replays.saturating_add(1);
+            self.core.take_back();
+            self.look = true;
+            count(&self.worker.counters.replays);
+        } else {
+            self.replays = 0;
+            self.core.unbind();
+            self.fail(&PgError::error("08006", "connection to the server was lost"));
+        }
+    }
+
     /// Gives the server connection up in whatever state it is: cleaned for the next session, or closed.
     fn hand_over(&mut self) {
         if !self.core.at_rest() {
             self.desk.lost();
+        }
+        if self.core.unsent() {
+            self.core.take_back();
         }
         let pins = self.core.pins();
         let half_sent = self.core.half_sent() || self.to_server.blocked();

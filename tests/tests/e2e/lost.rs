@@ -1,7 +1,9 @@
 //! A server connection breaks under a client: what the client is told, and that its session lives on.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use helios_tests::raw::{Message, Next, PATIENCE, Raw, message, query};
@@ -192,7 +194,7 @@ fn resetting(server: u16, mark: &'static [u8]) -> u16 {
             let (mut back, mut answers) = (near.try_clone().unwrap(), far.try_clone().unwrap());
             std::thread::spawn(move || {
                 let _ = std::io::copy(&mut answers, &mut back);
-                let _ = back.shutdown(std::net::Shutdown::Both);
+                let _ = back.shutdown(Shutdown::Both);
             });
             std::thread::spawn(move || {
                 let mut buf = [0; 4096];
@@ -206,7 +208,7 @@ fn resetting(server: u16, mark: &'static [u8]) -> u16 {
                         break;
                     }
                 }
-                let _ = far.shutdown(std::net::Shutdown::Both);
+                let _ = far.shutdown(Shutdown::Both);
             });
         }
     });
@@ -236,4 +238,123 @@ fn statements_that_could_not_be_sent_are_answered_once() {
         assert_eq!(end, ["C:ROLLBACK", "Z:I"], "{round}");
         assert_eq!(ask(&mut raw, &query("select 3"), 1), ["D:3", "C:SELECT 1", "Z:I"], "{round}");
     }
+}
+
+/// A way to the server on which connections end right behind their login while there are `ends` left. What is sent on these
+/// reaches no server.
+struct Ending {
+    port: u16,
+    ends: Arc<AtomicUsize>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Ending {
+    fn start(server: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (ends, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+        let ending = Self { port, ends: Arc::clone(&ends), open: Arc::clone(&open) };
+        std::thread::spawn(move || {
+            while let Ok((near, _)) = listener.accept() {
+                let far = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).unwrap();
+                open.lock().unwrap().push(near.try_clone().unwrap());
+                let ends = Arc::clone(&ends);
+                std::thread::spawn(move || Self::relay(near, far, &ends));
+            }
+        });
+        ending
+    }
+
+    fn relay(mut near: TcpStream, mut far: TcpStream, ends: &AtomicUsize) {
+        let (mut back, mut answers) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+        let mut buf = [0; 4096];
+        let Ok(n) = near.read(&mut buf) else { return };
+        let probe = buf[..n].windows(12).any(|part| part == b"helios-probe");
+        if far.write_all(&buf[..n]).is_err() {
+            return;
+        }
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut near, &mut far);
+            let _ = far.shutdown(Shutdown::Both);
+        });
+        let mut logged_in = probe;
+        while let Ok(n @ 1..) = answers.read(&mut buf) {
+            let login = !logged_in && buf[..n].ends_with(b"Z\0\0\0\x05I");
+            logged_in |= login;
+            let one_less = |left: usize| left.checked_sub(1);
+            let ends = login && ends.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok();
+            if ends {
+                // Before the proxy can send anything.
+                let _ = answers.shutdown(Shutdown::Both);
+            }
+            if back.write_all(&buf[..n]).is_err() || ends {
+                break;
+            }
+        }
+        let _ = back.shutdown(Shutdown::Both);
+    }
+
+    /// Ends what is open, and so many of those that come.
+    fn end(&self, more: usize) {
+        self.ends.store(more, Ordering::SeqCst);
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+#[test]
+fn a_statement_whose_server_connection_was_dead_before_it_was_sent_runs_once() {
+    let primary = Cluster::shared().primary();
+    let mut superuser = primary.superuser();
+    let table =
+        "create table if not exists sent_late (n int); truncate sent_late; grant all on sent_late to app";
+    superuser.batch_execute(table).unwrap();
+    let ending = Ending::start(primary.port);
+    let config = Config { pool: 1, ..Config::primary_only(Cluster::shared()) };
+    let text = config.text().replace(&format!("port = {}", primary.port), &format!("port = {}", ending.port));
+    let proxy = Proxy::start(&text).ready();
+    let (mut raw, _) = proxy.raw("app");
+    let mut executed = 0;
+    for round in 0..60 {
+        let n = round.to_string();
+        let insert = format!("insert into sent_late values ({round}) returning n");
+        let (run, done) = match round % 3 {
+            0 => (query(&insert), vec![format!("D:{n}"), "C:INSERT 0 1".into(), "Z:I".into()]),
+            1 => {
+                let head = ["1", "2"].map(str::to_owned);
+                let rest = [format!("D:{n}"), "C:INSERT 0 1".into(), "Z:I".into()];
+                (one_shot(&insert), [&head[..], &rest[..]].concat())
+            }
+            _ => {
+                (query(&format!("select {round}")), vec![format!("D:{n}"), "C:SELECT 1".into(), "Z:I".into()])
+            }
+        };
+        // One is met by another attempt, so many by none.
+        ending.end(if round % 10 == 9 { 20 } else { 1 });
+        let got = ask(&mut raw, &run, 1);
+        ending.ends.store(0, Ordering::SeqCst);
+        let rows: i64 =
+            superuser.query_one("select count(*) from sent_late where n = $1", &[&round]).unwrap().get(0);
+        if got == done {
+            executed += 1;
+            assert_eq!(rows, i64::from(round % 3 != 2), "{round}");
+        } else {
+            assert!(
+                matches!(got[0].as_str(), "E:08006" | "E:40003") && got[1..] == ["Z:I"],
+                "{round}: {got:?}"
+            );
+            assert_eq!(rows, 0, "{round}: {got:?}");
+        }
+        // What comes next has its own answer, and nothing that had failed runs after all.
+        assert_eq!(ask(&mut raw, &query("select 'next'"), 1), ["D:next", "C:SELECT 1", "Z:I"], "{round}");
+        let after: i64 =
+            superuser.query_one("select count(*) from sent_late where n = $1", &[&round]).unwrap().get(0);
+        assert_eq!(after, rows, "{round}");
+    }
+    // The end may be met by a write as well, and then the statement is in doubt.
+    let again = proxy.metrics().sum("heliosproxy_replays_total", &[]).unwrap_or_default();
+    println!("{executed} of 60 ran, {again} attempts were taken back");
+    assert!(executed > 0 && again > 0.0, "{executed} ran, {again} taken back");
+    superuser.batch_execute("drop table sent_late").unwrap();
 }
