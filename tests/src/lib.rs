@@ -26,6 +26,7 @@ pub mod proxy;
 pub mod races;
 pub mod raw;
 pub mod redis;
+pub mod relay;
 pub mod soak;
 pub mod socket;
 

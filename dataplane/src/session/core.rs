@@ -349,8 +349,14 @@ impl Core {
         self.bound.is_some()
             && self.at_rest()
             && self.server_skip == 0
-            && self.mode != PoolMode::Session
+            && !self.keeps_server()
             && self.pins().is_empty()
+    }
+
+    /// In session mode the server connection stays; one to a standby was taken because there was no primary, and goes back
+    /// so that writes are possible again.
+    fn keeps_server(&self) -> bool {
+        self.mode == PoolMode::Session && self.bound.is_none_or(|bound| !bound.standby)
     }
 
     /// SQL text of a statement that the client has prepared by name.

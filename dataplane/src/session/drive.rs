@@ -288,6 +288,10 @@ impl Session {
     /// Gives the clean server connection back.
     fn release(&mut self) {
         self.desk.rested();
+        if self.core.mode() == PoolMode::Session {
+            // Its client counts on more than pins tell of.
+            return self.hand_over();
+        }
         let prepared = self.core.released();
         let Some(mut server) = self.server.take() else { return };
         server.prepared = prepared;

@@ -559,7 +559,7 @@ impl Session {
     }
 
     /// Gives the server connection up in whatever state it is: cleaned for the next session, or closed.
-    fn hand_over(&mut self) {
+    pub(super) fn hand_over(&mut self) {
         if !self.core.at_rest() {
             self.desk.lost();
         }

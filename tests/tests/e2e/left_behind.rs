@@ -100,3 +100,40 @@ fn without_a_primary_old_data_are_better_than_none() {
         note(&ctl, "replica-1") == WHY && read_at(&proxy) == [standby.port]
     });
 }
+
+#[test]
+fn a_session_in_session_mode_that_began_without_a_primary_moves_to_it_when_it_is_back() {
+    let cluster = Cluster::start(&[Role::Standby]);
+    cluster.execute("create table kept (i int); grant all on kept to app");
+    let (primary, standby) = (cluster.primary(), cluster.node("standby"));
+    standby.catch_up(primary);
+    let proxy = Config { mode: "session", ..Config::new(&cluster) }.start().ready();
+    primary.stop("immediate");
+    let port = |client: &mut postgres::Client| -> Option<String> {
+        client.query_typed(PORT, &[]).ok().map(|row| row[0].get::<_, String>(0))
+    };
+    let mut clients = Vec::new();
+    eventually(LONG, "reads go on at the standby", || {
+        clients.clear();
+        for _ in 0..2 {
+            let Ok(mut client) = proxy.config("app").connect(NoTls) else { return false };
+            if port(&mut client) != Some(standby.port.to_string()) {
+                return false;
+            }
+            clients.push(client);
+        }
+        true
+    });
+    let [free, tied] = &mut clients[..] else { panic!() };
+    // What is prepared in session mode is on that server only.
+    tied.batch_execute("begin read only").unwrap();
+    let statement = tied.prepare("select setting from pg_settings where name = $1").unwrap();
+    tied.batch_execute("commit").unwrap();
+    primary.start();
+    eventually(LONG, "the session writes", || free.batch_execute("insert into kept values (1)").is_ok());
+    assert_eq!(port(free), Some(primary.port.to_string()), "and reads there");
+    let rows = tied.query(&statement, &[&"port"]).expect("what it has prepared is there");
+    assert_eq!(rows[0].get::<_, String>(0), standby.port.to_string());
+    let error = tied.batch_execute("insert into kept values (2)").unwrap_err();
+    assert_eq!(error.code().map(|code| code.code()), Some("25006"), "{error}");
+}

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use helios_tests::raw::{Message, Next, PATIENCE, Raw, message, query};
+use helios_tests::relay::{self, Between};
 use helios_tests::{Cluster, Config, Proxy, eventually};
 
 fn proxy() -> Proxy {
@@ -250,29 +251,18 @@ struct Ending {
 
 impl Ending {
     fn start(server: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
         let (ends, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
-        let ending = Self { port, ends: Arc::clone(&ends), open: Arc::clone(&open) };
-        std::thread::spawn(move || {
-            while let Ok((near, _)) = listener.accept() {
-                let far = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).unwrap();
-                open.lock().unwrap().push(near.try_clone().unwrap());
-                let ends = Arc::clone(&ends);
-                std::thread::spawn(move || Self::relay(near, far, &ends));
-            }
+        let both = (Arc::clone(&ends), Arc::clone(&open));
+        let port = relay::start(server, move |between| {
+            both.1.lock().unwrap().push(between.near.try_clone().unwrap());
+            Self::relay(between, &both.0);
         });
-        ending
+        Self { port, ends, open }
     }
 
-    fn relay(mut near: TcpStream, mut far: TcpStream, ends: &AtomicUsize) {
+    fn relay(Between { mut near, mut far, probe, .. }: Between, ends: &AtomicUsize) {
         let (mut back, mut answers) = (near.try_clone().unwrap(), far.try_clone().unwrap());
         let mut buf = [0; 4096];
-        let Ok(n) = near.read(&mut buf) else { return };
-        let probe = buf[..n].windows(12).any(|part| part == b"helios-probe");
-        if far.write_all(&buf[..n]).is_err() {
-            return;
-        }
         std::thread::spawn(move || {
             let _ = std::io::copy(&mut near, &mut far);
             let _ = far.shutdown(Shutdown::Both);

@@ -4,6 +4,7 @@
 
 mod accept;
 mod admin;
+mod breaks;
 mod budget;
 mod cache;
 mod cache_early;
