@@ -37,6 +37,8 @@ use tokio_util::task::TaskTracker;
 const BACKLOG: u32 = 4096;
 /// How often a drain looks whether everybody has left.
 const DRAIN_TICK: Duration = Duration::from_millis(20);
+/// How long sessions that are closed may take to tell their clients.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A data plane that runs.
 pub struct App {
@@ -334,9 +336,34 @@ impl App {
         &self.shared.lanes
     }
 
-    /// Drains and stops. Whoever sends clients here sees the readiness go, and has the grace to send them elsewhere.
-    pub async fn stop(mut self) {
+    /// Drains and stops; waits for nobody any more once `hurry` is over.
+    pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         self.draining.store(true, Ordering::Relaxed);
+        let why = tokio::select! {
+            biased;
+            () = hurry => "told to stop a second time",
+            () = self.drain() => "drain timeout",
+        };
+        self.accepting.cancel();
+        let left = self.shared.registry.len();
+        if left > 0 {
+            tracing::warn!(sessions = left, "{why}: closing sessions");
+            self.shared.registry.kill();
+            self.wait_for_sessions(Instant::now().checked_add(LAST_WORDS)).await;
+        }
+        self.shared.cleanups.close();
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.shared.cleanups.wait()).await;
+        self.running.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        if let Some(workers) = Arc::get_mut(&mut self.workers) {
+            workers.iter_mut().for_each(WorkerThread::join);
+        }
+    }
+
+    /// Whoever sends clients here sees the readiness go, and has the grace to send them elsewhere; then sessions end at their
+    /// rests, until the timeout.
+    async fn drain(&self) {
         if !self.grace.is_zero() {
             tracing::info!(
                 seconds = self.grace.as_secs_f64(),
@@ -346,21 +373,12 @@ impl App {
         }
         self.accepting.cancel();
         self.shared.registry.drain();
-        let deadline = Instant::now().checked_add(self.drain_timeout);
+        self.wait_for_sessions(Instant::now().checked_add(self.drain_timeout)).await;
+    }
+
+    async fn wait_for_sessions(&self, deadline: Option<Instant>) {
         while !self.shared.registry.is_empty() && deadline.is_none_or(|at| Instant::now() < at) {
             tokio::time::sleep(DRAIN_TICK).await;
-        }
-        let left = self.shared.registry.len();
-        if left > 0 {
-            tracing::warn!(sessions = left, "drain timeout: closing sessions");
-        }
-        self.shared.cleanups.close();
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.shared.cleanups.wait()).await;
-        self.running.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-        if let Some(workers) = Arc::get_mut(&mut self.workers) {
-            workers.iter_mut().for_each(WorkerThread::join);
         }
     }
 }

@@ -175,7 +175,25 @@ impl Cache {
             entries,
             bytes,
             max_bytes: self.settings.max_bytes,
+            unfollowed: self
+                .streams()
+                .into_iter()
+                .filter(|(_, followed)| !followed)
+                .map(|(name, _)| name)
+                .collect(),
         }
+    }
+
+    /// Databases in use whose logical replication stream should be followed, and whether it is.
+    fn streams(&self) -> Vec<(String, bool)> {
+        if self.settings.logical.is_none() {
+            return Vec::new();
+        }
+        let one = |database: &Arc<Database>| {
+            (String::from_utf8_lossy(&database.name).into_owned(), database.followed.load().is_some())
+        };
+        let wanted = |database: &&Arc<Database>| database.wanted.load(Ordering::Relaxed);
+        lock(&self.databases).values().filter(wanted).map(one).collect()
     }
 
     /// Throws everything away, here and in Redis, if a snapshot has another order to do so than the last one had. What the

@@ -43,7 +43,7 @@ Examples:
   heliosdb-proxy --config config.toml --check
   heliosdb-proxy --listen 127.0.0.1:5433 --primary db1:5432 --standby db2:5432
 
-Signals: SIGHUP reads the configuration again; SIGTERM and SIGINT drain and stop.
+Signals: SIGHUP reads the configuration again; SIGTERM and SIGINT drain and stop, a second one waits for nobody.
 Exit codes: 0 stopped or checked well, 1 could not run, 2 wrong command line, 78 wrong configuration.
 RUST_LOG=heliosdb_proxy=debug shows where each statement goes and why.";
 

@@ -100,7 +100,13 @@ async fn run(mut app: App, signals: Signals, args: &Args) -> std::io::Result<()>
         }
     }
     tracing::info!("draining");
-    app.stop().await;
+    let again = async {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    };
+    app.stop(again).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -232,6 +232,12 @@ impl Registry {
         self.wake_all();
     }
 
+    /// Every session ends now, whatever it does.
+    pub fn kill(&self) {
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.values().for_each(|session| session.kill());
+    }
+
     /// Every session is to look around: something has changed for its server connection.
     pub fn wake_all(&self) {
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);

@@ -25,10 +25,11 @@ pub fn row(cache: &v1::CacheInfo, wide: bool) -> Vec<Cell> {
         row.resize_with(columns, || cell("-"));
         return row;
     };
-    let state = match (status.up, status.shared) {
-        (false, _) => toned("no Redis", Tone::Bad),
-        (true, true) => toned("shared", Tone::Good),
-        (true, false) => toned("alone", Tone::Good),
+    let state = match (status.up, status.unfollowed.is_empty(), status.shared) {
+        (false, ..) => toned("no Redis", Tone::Bad),
+        (true, false, _) => toned("no stream", Tone::Bad),
+        (true, true, true) => toned("shared", Tone::Good),
+        (true, true, false) => toned("alone", Tone::Good),
     };
     let hits = status.hits.saturating_add(status.shared_hits);
     let mut row = vec![
@@ -84,15 +85,19 @@ mod tests {
             entries: 12,
             bytes: 65_536,
             max_bytes: 1 << 26,
+            unfollowed: Vec::new(),
         };
         let of = |dataplane: &str, status| v1::CacheInfo { dataplane: dataplane.to_owned(), status };
-        let away = v1::CacheStatus { up: false, hits: 0, shared_hits: 0, misses: 0, ..status };
-        let all = [of("dp-1", Some(status)), of("dp-2", Some(away)), of("dp-3", None)];
+        let away = v1::CacheStatus { up: false, hits: 0, shared_hits: 0, misses: 0, ..status.clone() };
+        let deaf = v1::CacheStatus { unfollowed: vec!["shop".to_owned()], ..status.clone() };
+        let all =
+            [of("dp-1", Some(status)), of("dp-2", Some(away)), of("dp-3", None), of("dp-4", Some(deaf))];
         let expected = "\
-DATA PLANE  STATE     HIT RATIO  HITS  MISSES  ANSWERS  BYTES  FLUSHES
-dp-1        shared         75 %   750     250       12  64 kB        1
-dp-2        no Redis          -     0       0       12  64 kB        1
-dp-3        none              -     -       -        -      -        -";
+DATA PLANE  STATE      HIT RATIO  HITS  MISSES  ANSWERS  BYTES  FLUSHES
+dp-1        shared          75 %   750     250       12  64 kB        1
+dp-2        no Redis           -     0       0       12  64 kB        1
+dp-3        none               -     -       -        -      -        -
+dp-4        no stream       75 %   750     250       12  64 kB        1";
         assert_eq!(table(&all, false).render(false), expected);
         let wide = table(&all, true).render(false);
         assert!(wide.contains("MADE BAD") && wide.contains("64 MB"), "{wide}");

@@ -85,7 +85,7 @@ pub(super) fn caches(fleet: &[Dataplane]) -> v1::ListCachesReply {
     let connected = fleet.iter().filter(|dataplane| dataplane.connected);
     let info = |dataplane: &Dataplane| v1::CacheInfo {
         dataplane: dataplane.identity.id.clone(),
-        status: dataplane.status.cache,
+        status: dataplane.status.cache.clone(),
     };
     v1::ListCachesReply { caches: connected.map(info).collect() }
 }

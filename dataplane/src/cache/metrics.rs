@@ -1,9 +1,8 @@
 //! What the cache tells Prometheus. Only counts; nothing of what is kept.
 
-use super::{Cache, Counts, Database, lock};
+use super::{Cache, Counts};
 use crate::metrics::{counter, family, float, gauge};
 use prometheus::proto::{Metric, MetricFamily, MetricType};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The families of the cache; none without one.
@@ -37,12 +36,9 @@ pub fn families(cache: Option<&Cache>) -> Vec<MetricFamily> {
         ),
     ];
     if cache.settings.logical.is_some() {
-        let one = |database: &Arc<Database>| {
-            let name = String::from_utf8_lossy(&database.name);
-            gauge(&[("database", &name)], f64::from(u8::from(database.followed.load().is_some())))
-        };
-        let wanted = |database: &&Arc<Database>| database.wanted.load(Ordering::Relaxed);
-        let followed: Vec<Metric> = lock(&cache.databases).values().filter(wanted).map(one).collect();
+        let one =
+            |(name, followed): (String, bool)| gauge(&[("database", &name)], f64::from(u8::from(followed)));
+        let followed: Vec<Metric> = cache.streams().into_iter().map(one).collect();
         let help = "Whether the primary's logical replication stream is followed; else nothing of the database is answered \
                     from the cache.";
         families.push(family("cache_followed", help, MetricType::GAUGE, followed));

@@ -880,3 +880,37 @@ fn the_cache_says_what_does_not_go_together() {
         problems(&text(plane))
     );
 }
+
+#[test]
+fn tracing_needs_a_collector_that_can_be_an_address() {
+    let text = |keys: &str| format!("[tracing]\n{keys}{NODE}");
+    let tracing = |keys: &str| good(&text(keys)).tracing;
+    assert_eq!(tracing(""), None);
+    for endpoint in ["http://127.0.0.1:4317", "http://otel:4317/", "http://[::1]:4317"] {
+        let found = tracing(&format!("otlp_endpoint = \"{endpoint}\"\n")).unwrap();
+        assert_eq!(
+            (found.endpoint.as_str(), found.one_in, found.service.as_str()),
+            (endpoint, 100, "heliosproxy")
+        );
+    }
+    let form = "in [tracing] is not an address such as \"http://127.0.0.1:4317\" (TLS is not supported";
+    for (keys, problem) in [
+        ("otlp_endpoint = \"https://otel:4317\"\n", form),
+        ("otlp_endpoint = \"otel:4317\"\n", form),
+        ("otlp_endpoint = \"http://\"\n", form),
+        ("otlp_endpoint = \"http://otel\"\n", form),
+        ("otlp_endpoint = \"http://otel:4317/v1/traces\"\n", form),
+        ("otlp_endpoint = \"http://a b:1\"\n", form),
+        ("sample_one_in = 5\n", "sample_one_in in [tracing] does nothing without otlp_endpoint"),
+        ("service_name = \"x\"\n", "service_name in [tracing] does nothing without otlp_endpoint"),
+        ("otlp_endpoint = \"http://otel:4317\"\nsample_one_in = 0\n", "sample_one_in"),
+        ("otlp_endpoint = \"http://otel:4317\"\nsample_one_in = 1000001\n", "sample_one_in"),
+        ("otlp_endpiont = \"http://otel:4317\"\n", "did you mean \"otlp_endpoint\"?"),
+    ] {
+        let found = problems(&text(keys));
+        assert!(found.len() == 1 && found[0].contains(problem), "{keys}: {found:?}");
+    }
+    // What holds a password is not shown.
+    let found = problems(&text("otlp_endpoint = \"http://user:hunter2@otel:4317\"\n"));
+    assert!(found.iter().all(|problem| !problem.contains("hunter2")), "{found:?}");
+}

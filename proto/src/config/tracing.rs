@@ -3,6 +3,7 @@
 use toml::de::DeTable;
 
 use super::keys::Section;
+use super::plane::is_endpoint;
 use super::reader::Reader;
 
 /// `[tracing]`
@@ -23,13 +24,20 @@ pub(super) fn tracing(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Option<Tra
     if endpoint.is_none() {
         part.refuse(["sample_one_in", "service_name"], "does nothing without otlp_endpoint");
     }
-    if endpoint.as_ref().is_some_and(|endpoint| !endpoint.starts_with("http://")) {
+    if let Some(text) = endpoint.as_deref().filter(|text| !is_collector(text)) {
         let line = part.given("otlp_endpoint");
         part.problem(
             line,
-            "otlp_endpoint in [tracing] does not begin with http:// (TLS is not supported: put a collector beside the proxy)"
-                .to_owned(),
+            format!(
+                "otlp_endpoint {text:?} in [tracing] is not an address such as \"http://127.0.0.1:4317\" (TLS is not \
+                 supported: put a collector beside the proxy)"
+            ),
         );
     }
     Some(Tracing { endpoint: endpoint?, one_in, service })
+}
+
+/// `http://host:port`, a slash behind it or not.
+fn is_collector(text: &str) -> bool {
+    text.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest)).is_some_and(is_endpoint)
 }

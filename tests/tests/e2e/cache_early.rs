@@ -11,6 +11,9 @@ use postgres::{Client, NoTls};
 
 use super::cache::{LONG, READ, SCHEMA, behind, metric, proxy, value, warm};
 
+/// A look at the catalog, as the server shows it.
+const LOOK: &str = "begin read only; set local search_path = pg_catalog%";
+
 const LIFE: &str = "ttl_secs = 3600\n";
 
 fn on(cluster: &Cluster, role: &str, database: &str) -> Client {
@@ -232,4 +235,34 @@ fn what_a_session_has_judged_by_an_older_catalog_counts_no_more() {
     warm(&proxy, &mut pooled, "select n from log");
     let _ = owning.execute(&prepared, &[&2]).unwrap();
     assert_eq!(value(&mut pooled, "select n from log"), "1");
+}
+
+#[test]
+fn who_looks_at_the_catalog_makes_no_difference() {
+    let cluster = Cluster::start(&[]);
+    cluster.execute(SCHEMA);
+    cluster.execute(&format!("create role other login password '{}'", password("other")));
+    cluster.execute("alter role app set timezone = 'Asia/Tokyo'; alter role app set datestyle = 'German'");
+    cluster.execute(
+        "alter role other set timezone = 'America/New_York'; alter role other set extra_float_digits = 0",
+    );
+    // One place: a connection of one role is closed for one of the other.
+    let config = Config { pool: 1, ..Config::primary_only(&cluster) };
+    let proxy = Proxy::start(&format!("{}\n[cache]\nenabled = true\n{LIFE}", config.text())).ready();
+    let mut superuser = cluster.primary().superuser();
+    let mut last_look = |role: &str| -> Option<String> {
+        let sql = "select max(query_start)::text from pg_stat_activity where usename = $1 and query like $2";
+        superuser.query_one(sql, &[&role, &LOOK]).unwrap().get(0)
+    };
+    let mut other = through(&proxy, "other", "postgres");
+    warm(&proxy, &mut other, READ);
+    eventually(LONG, "one of them looks", || last_look("other").is_some());
+    drop(other);
+    let mut app = through(&proxy, "app", "postgres");
+    warm(&proxy, &mut app, READ);
+    eventually(LONG, "then the other", || last_look("app").is_some() && last_look("other").is_none());
+    let first = last_look("app");
+    eventually(LONG, "and once more, so that the first look is over", || last_look("app") > first);
+    warm(&proxy, &mut app, READ);
+    assert_eq!(metric(&proxy, "flushes_total"), 0.0, "it is the same catalog");
 }

@@ -2,11 +2,12 @@
 //! Answers live for an hour here, so that what shows sooner was heard. Each test has a cluster of its own. Never measures
 //! time.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use helios_tests::cluster::password;
-use helios_tests::{Cluster, Config, Proxy, Redis, Role, eventually};
+use helios_tests::{Cluster, Config, Heliosctl, Proxy, Redis, Role, eventually, free_port};
 use postgres::Client;
 
 use super::cache::{LONG, READ, SCHEMA, behind, is_hit, metric, never, proxy, value, warm};
@@ -121,7 +122,13 @@ fn without_the_stream_nothing_is_answered_and_the_reason_is_logged_once() {
     cluster.execute(SCHEMA);
     cluster.execute(&format!("create role listener login password '{}'", password("listener")));
     cluster.execute("create publication heliosproxy for all tables");
-    let proxy = proxy(&cluster, &settings());
+    let port = free_port();
+    let management = format!("[management]\nlisten_address = \"127.0.0.1:{port}\"\n");
+    let proxy = proxy(&cluster, &(settings() + &management));
+    let ctl = Heliosctl::at(SocketAddr::from(([127, 0, 0, 1], port)));
+    let state = |word: &str| {
+        eventually(LONG, word, || ctl.run(&["cache", "stats"]).code(0).out.contains(word));
+    };
     let mut client = proxy.connect("app");
     let none = |client: &mut Client| {
         for _ in 0..5 {
@@ -131,12 +138,14 @@ fn without_the_stream_nothing_is_answered_and_the_reason_is_logged_once() {
     none(&mut client);
     let _ = proxy.said("the logical replication stream is not followed");
     none(&mut client);
+    state("no stream");
     // No REPLICATION, then too little WAL, then all is well.
     cluster.execute("alter role listener replication");
     none(&mut client);
     cluster.primary().restart_with("alter system set wal_level = logical");
     let mut client = proxy.connect("app");
     warm(&proxy, &mut client, READ);
+    state("alone");
     assert_eq!(proxy.logged("stream is not followed").len(), 1, "once");
     assert!(!proxy.logged("stream is followed").is_empty());
     // The stream is cut off and cannot begin again, while somebody writes.

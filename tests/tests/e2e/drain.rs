@@ -176,3 +176,27 @@ fn after_the_grace_nobody_is_let_in_and_nothing_is_lost() {
     assert_eq!(rows.unwrap().get::<_, i64>(0), 3);
     assert!(proxy.logged("drain timeout").is_empty());
 }
+
+#[test]
+fn a_second_signal_waits_for_nobody() {
+    let (mut proxy, client) = stopping("3600", "grace_hurried");
+    let (mut idle, _) = proxy.raw("app");
+    let (mut open, _) = proxy.raw("app");
+    open.query("begin");
+    proxy.terminate();
+    for raw in [&mut idle, &mut open] {
+        let told = raw.next(PATIENCE);
+        let Next::Message(told) = told else { panic!("{told:?}") };
+        assert_eq!((told.tag, told.sqlstate().as_str()), (b'E', "57P01"));
+        assert_eq!(raw.next(PATIENCE), Next::Closed);
+    }
+    assert!(proxy.wait(PATIENCE).success());
+    assert!(
+        !proxy.logged("told to stop a second time: closing sessions sessions=3").is_empty(),
+        "{:?}",
+        proxy.tail()
+    );
+    drop(client);
+    let rows = Cluster::shared().primary().superuser().query_one("select count(*) from grace_hurried", &[]);
+    assert_eq!(rows.unwrap().get::<_, i64>(0), 0, "what was open is rolled back");
+}

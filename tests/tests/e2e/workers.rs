@@ -51,7 +51,7 @@ fn a_session_moves_to_another_worker_between_transactions_only() {
     assert!(went.is_some(), "never moved");
     assert_eq!(value(&mut client, "select 'still here'"), "still here");
     drop(client);
-    runtime.block_on(app.stop());
+    runtime.block_on(app.stop(std::future::pending()));
 }
 
 #[test]
@@ -86,5 +86,5 @@ fn a_session_moves_with_its_tls() {
     assert!(went.is_some(), "never moved");
     drop(input);
     assert!(child.wait().unwrap().success());
-    runtime.block_on(app.stop());
+    runtime.block_on(app.stop(std::future::pending()));
 }
