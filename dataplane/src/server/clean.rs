@@ -79,7 +79,7 @@ pub async fn abandon(conn: Box<ServerConn>, ledger: &Ledger) {
 }
 
 async fn steps(conn: &mut ServerConn, left: &mut Leftover, reset_query: &str) -> io::Result<bool> {
-    if left.ledger.unsynced() || left.ledger.copy_in() || left.ledger.broken() {
+    if left.ledger.doubtful() || left.ledger.unsynced() || left.ledger.copy_in() || left.ledger.broken() {
         return Ok(false);
     }
     if !left.ledger.settled() {
@@ -98,6 +98,7 @@ async fn steps(conn: &mut ServerConn, left: &mut Leftover, reset_query: &str) ->
         conn.prepared.doubt_all();
     }
     Ok(left.ledger.settled()
+        && !left.ledger.doubtful()
         && left.ledger.status() == TxStatus::Idle
         && left.buf.is_empty()
         && left.unread == 0)

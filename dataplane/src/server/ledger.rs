@@ -35,6 +35,14 @@ pub struct Ledger {
     skipping: bool,
     /// Something came that was not owed.
     broken: bool,
+    /// Syncs sent where the server ignores them, if it reads them while it still copies.
+    eaten: u32,
+    /// A COPY has failed behind which such Syncs stood: each of them may be answered, or not.
+    doubtful: bool,
+    /// The ReadyForQuery of the Query whose COPY has failed is still to come.
+    own_ready: bool,
+    /// Number of the last message with a Flush behind it.
+    flushed: u32,
     /// Extended-protocol messages sent that have a reply of their own, and those of them answered or skipped.
     asked: u32,
     done: u32,
@@ -53,6 +61,10 @@ impl Ledger {
             unsynced: false,
             skipping: false,
             broken: false,
+            eaten: 0,
+            doubtful: false,
+            own_ready: false,
+            flushed: 0,
             asked: 0,
             done: 0,
             synced: 0,
@@ -62,7 +74,10 @@ impl Ledger {
     /// Forgets everything: for the next server connection.
     pub fn reset(&mut self) {
         self.owed.clear();
-        *self = Self { owed: std::mem::take(&mut self.owed), ..Self::new() };
+        self.status = TxStatus::Idle;
+        (self.copy_in, self.unsynced, self.skipping, self.broken) = (false, false, false, false);
+        (self.eaten, self.doubtful, self.own_ready) = (0, false, false);
+        (self.asked, self.done, self.synced, self.flushed) = (0, 0, 0, 0);
     }
 
     /// Transaction status of the last ReadyForQuery.
@@ -94,6 +109,18 @@ impl Ledger {
     #[must_use]
     pub fn copy_in(&self) -> bool {
         self.copy_in
+    }
+
+    /// Whether answers are on their way for which the client has asked with a Flush.
+    #[must_use]
+    pub fn flushes(&self) -> bool {
+        self.flushed > self.done && !self.skipping && !self.broken
+    }
+
+    /// Whether more may come than is owed, which is for this session only. Over with the next answer.
+    #[must_use]
+    pub fn doubtful(&self) -> bool {
+        self.doubtful
     }
 
     /// Whether the server broke the protocol.
@@ -159,6 +186,7 @@ impl Ledger {
                 }
             }
             b'c' | b'f' if !self.owed.is_empty() => self.owed.push_back(Owed::CopyEnd),
+            b'H' => self.flushed = self.asked,
             _ => {}
         }
     }
@@ -166,7 +194,8 @@ impl Ledger {
     /// While a COPY runs the server ignores Sync and Flush, and takes anything else as a protocol violation.
     fn sent_in_copy(&mut self, tag: u8) {
         match tag {
-            b'd' | b'S' | b'H' => {}
+            b'd' | b'H' => {}
+            b'S' => self.eaten = self.eaten.saturating_add(1),
             b'c' | b'f' => self.copy_in = false,
             _ => self.broken = true,
         }
@@ -177,9 +206,18 @@ impl Ledger {
         match tag {
             b'Z' => self.ready(status),
             b'E' => self.error(),
-            b'G' => self.copy_starts(),
-            b'1' | b'2' | b'3' | b'n' | b'C' | b'I' | b's' | b'T' => self.answered(tag),
-            b'V' | b'D' | b't' | b'H' | b'd' | b'c' | b'A' | b'N' | b'S' => {}
+            b'G' => {
+                self.be_certain();
+                self.copy_starts();
+            }
+            b'1' | b'2' | b'3' | b'n' | b'C' | b'I' | b's' | b'T' => {
+                if self.eaten > 0 {
+                    self.be_certain();
+                }
+                self.answered(tag);
+            }
+            b'V' => self.be_certain(),
+            b'D' | b't' | b'H' | b'd' | b'c' | b'A' | b'N' | b'S' => {}
             _ => self.broken = true,
         }
     }
@@ -199,6 +237,12 @@ impl Ledger {
     }
 
     fn ready(&mut self, status: Option<TxStatus>) {
+        if self.doubtful
+            && let Some(status) = status
+            && self.extra(status)
+        {
+            return;
+        }
         match (self.owed.front(), status) {
             (Some(Owed::Query | Owed::Sync | Owed::FunctionCall), Some(status)) => {
                 self.status = status;
@@ -208,9 +252,36 @@ impl Ledger {
         }
     }
 
+    /// Whether a ReadyForQuery that comes now answers a Sync which the server need not have answered: nothing else ends
+    /// without a word before it.
+    #[cold]
+    fn extra(&mut self, status: TxStatus) -> bool {
+        if std::mem::take(&mut self.own_ready) || self.owed.front() == Some(&Owed::Sync) {
+            return false;
+        }
+        self.status = status;
+        self.eaten = self.eaten.saturating_sub(1);
+        self.doubtful = self.eaten > 0;
+        if self.owed.is_empty() {
+            (self.skipping, self.unsynced) = (false, false);
+        }
+        true
+    }
+
+    /// Something came that stands behind all that was in doubt.
+    #[cold]
+    fn be_certain(&mut self) {
+        (self.eaten, self.doubtful, self.own_ready) = (0, false, false);
+    }
+
     /// An error in the extended protocol makes the server discard everything up to the next Sync.
     fn error(&mut self) {
         self.copy_in = false;
+        if self.doubtful {
+            self.be_certain();
+        } else if self.eaten > 0 {
+            (self.doubtful, self.own_ready) = (true, self.owed.front() == Some(&Owed::Query));
+        }
         match self.owed.front() {
             Some(Owed::Extended(_)) => {
                 while let Some(&owed) = self.owed.front().filter(|&&owed| owed != Owed::Sync) {
@@ -237,7 +308,10 @@ impl Ledger {
         self.copy_in = true;
         while let Some(&next) = self.owed.get(1) {
             match next {
-                Owed::Sync => eaten = true,
+                Owed::Sync => {
+                    eaten = true;
+                    self.eaten = self.eaten.saturating_add(1);
+                }
                 Owed::CopyEnd => self.copy_in = false,
                 Owed::Query | Owed::FunctionCall | Owed::Extended(_) => self.broken = true,
             }
@@ -289,6 +363,40 @@ mod tests {
             }
         }
         ledger
+    }
+
+    #[test]
+    fn a_sync_that_a_copy_may_have_eaten_is_in_doubt_until_something_comes_behind_it() {
+        for (script, settled, doubtful) in [
+            // As drivers do it: the first Sync is eaten, or the COPY failed before it was read.
+            (">PBES <12G >dcS <C", false, false),
+            (">PBES <12G >dcS <CZI", true, false),
+            (">PBES <12G >dcS <EZI", true, true),
+            (">PBES <12G >dcS <EZIZI", true, false),
+            (">PBES <12G >dcS <EZI >Q <TDCZI", true, false),
+            (">PBES <12G >dcS <EZI >Q <EZI", true, false),
+            (">PBES <12G >dcS <EZI >Q <ZI", false, false),
+            (">PBES <12G >dcS <EZI >Q <ZITDCZI", true, false),
+            (">PBES <12G >dcS <EZI >PBES <ZI12CZI", true, false),
+            (">PBES <12G >dcS <EZI >PBES <12CZI", true, false),
+            (">PBES <12G >dcS <EZI >F <ZIVZI", true, false),
+            (">PBES <12G >dcS <EZI >F <VZI", true, false),
+            (">PBES <12G >dcS <EZI >Q <G >dc <CZI", true, false),
+            (">PBES <12G >dcS <EZI >Q <G >dSc <EZI", true, true),
+            // It ended before the client had said anything.
+            (">PBES <12GEZI", true, false),
+            // A Sync in a COPY of the simple protocol.
+            (">Q <G >dSc <EZI", true, true),
+            (">Q <G >dSc <EZIZI", true, false),
+            (">Q <G >dSSc <EZIZI", true, true),
+            (">Q <G >dSc <CZI", true, false),
+            (">Q <G >dc <EZI", true, false),
+        ] {
+            let ledger = play(script);
+            assert_eq!((ledger.settled(), ledger.doubtful()), (settled, doubtful), "{script}");
+            assert!(!ledger.broken(), "{script}");
+        }
+        assert!(play(">PBES <12G >dcS <EZIZIZI").broken(), "more than there were");
     }
 
     #[test]

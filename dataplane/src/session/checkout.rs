@@ -39,6 +39,12 @@ impl Lead {
     }
 }
 
+/// Whether a connection to a node that was chosen under an older snapshot still leads there, and the node plays the same part.
+pub(super) fn is_still_meant(view: &View, (node, standby): (usize, bool), conn: &ServerConn) -> bool {
+    let there = view.pools.get(node).is_some_and(|pool| Arc::ptr_eq(pool, conn.slot.pool()));
+    there && standby == (view.snapshot.primary != Some(node))
+}
+
 /// The session's place in the queue of a node's pool; dropping it gives it up.
 pub struct Place {
     pool: Arc<NodePool>,
@@ -164,8 +170,7 @@ impl Session {
         tools: &mut Tools,
     ) -> Result<(), Step> {
         let view = tools.view();
-        let there = view.pools.get(node).is_some_and(|pool| Arc::ptr_eq(pool, conn.slot.pool()));
-        if !there || standby != (view.snapshot.primary != Some(node)) {
+        if !is_still_meant(&view, (node, standby), &conn) {
             let pool = Arc::clone(conn.slot.pool());
             pool.put_back(conn);
             return self.leave_to_acquire(Lead::since(since)).map(drop);

@@ -130,12 +130,18 @@ pub struct Core {
     discarding: bool,
     /// Whether something since the last release may have written.
     wrote: bool,
+    /// The transaction that is open may have written.
+    dirty: bool,
     /// What the server last said of being a standby, if it said anything.
     hot_standby: Option<bool>,
     /// The server connection of an open transaction was lost, and the client has not ended the transaction yet.
     doom: Option<Doom>,
     /// Something that ends a transaction is on its way, perhaps with more behind it.
     leaving: bool,
+    /// A Flush went out since the last ReadyForQuery: nothing is owed for it, and yet something may come.
+    loose: bool,
+    /// A BEGIN is on its way, perhaps with more behind it.
+    entering: bool,
     /// The unnamed statement on the server connection held is this session's, or there is none.
     owns_unnamed: bool,
     /// Number of the Parse of it in the ledger.
@@ -195,9 +201,12 @@ impl Core {
             changed: Vec::new(),
             discarding: false,
             wrote: false,
+            dirty: false,
             hot_standby: None,
             doom: None,
             leaving: false,
+            entering: false,
+            loose: false,
             owns_unnamed: false,
             unnamed: 0,
             primary_only: false,
@@ -220,7 +229,9 @@ impl Core {
 
     /// Pool mode in force; takes effect when no server connection is held.
     pub fn set_mode(&mut self, mode: PoolMode) {
-        if self.bound.is_none() {
+        // In session mode servers do not know the names that they have been given until then.
+        let names = mode == PoolMode::Session && !self.names.is_empty();
+        if self.bound.is_none() && !names {
             self.mode = mode;
         }
     }
@@ -287,6 +298,12 @@ impl Core {
         self.client_skip > 0
     }
 
+    /// Whether something may come that is not owed: the answer to a malformed Flush.
+    #[must_use]
+    pub fn is_loose(&self) -> bool {
+        self.loose
+    }
+
     /// Whether the client has got the front of a message of which the rest has not come: nothing else may be said to it.
     #[must_use]
     pub fn half_answered(&self) -> bool {
@@ -337,6 +354,12 @@ impl Core {
         self.at_rest() && !self.skip_to_sync && self.doom.is_none()
     }
 
+    /// Whether the server says nothing more before the client has sent more.
+    #[must_use]
+    pub fn waits_for_client(&self) -> bool {
+        (self.ledger.unsynced() && !self.ledger.flushes()) || self.ledger.copy_in()
+    }
+
     /// Whether the session is inside a transaction block, with nothing owed by the server.
     #[must_use]
     pub fn idle_in_transaction(&self) -> bool {
@@ -348,6 +371,8 @@ impl Core {
     pub fn may_release(&self) -> bool {
         self.bound.is_some()
             && self.at_rest()
+            && !self.ledger.doubtful()
+            && !self.loose
             && self.server_skip == 0
             && !self.keeps_server()
             && self.pins().is_empty()
@@ -401,7 +426,7 @@ impl Core {
         self.server_skip = 0;
         self.held = 0;
         let (tag, verdict, change) = (self.run.first(), self.run.verdict().clone(), self.run.take_change());
-        self.leaving = false;
+        (self.leaving, self.entering, self.loose) = (false, false, !self.run.is_closed());
         // On a primary, what has no effect: a read, or a BEGIN.
         let harmless = verdict.class == Class::Read && !verdict.may_write || is_begin(&verdict);
         let closed = self.run.is_closed();
@@ -486,7 +511,8 @@ impl Core {
         self.changed.clear();
         self.pins = Pins::NONE;
         self.counts = Counts::default();
-        (self.wrote, self.sets, self.leaving) = (false, false, false);
+        (self.wrote, self.dirty, self.sets) = (false, false, false);
+        (self.leaving, self.entering) = (false, false);
     }
 
     /// The same; the run is put together anew from its bytes, which are to be offered again, from the front.

@@ -536,7 +536,7 @@ fn a_commit_with_more_behind_it_is_in_doubt_when_the_server_is_lost() {
     open_transaction(&mut play);
     play.client(&[query("commit"), query("begin"), query("insert into t values (1)")].concat());
     let mut out = Vec::new();
-    assert!(play.core.lost(&lost_error(), &mut out));
+    assert!(play.core.lost(&lost_error(), false, &mut out));
     let codes = |code: &[u8]| out.windows(code.len()).filter(|part| *part == code).count();
     assert_eq!((codes(b"08007"), codes(b"40001")), (3, 0));
     // The next transaction is another one.
@@ -548,7 +548,7 @@ fn a_commit_with_more_behind_it_is_in_doubt_when_the_server_is_lost() {
     open_transaction(&mut play);
     play.client(&query("insert into t values (1)"));
     let mut out = Vec::new();
-    assert!(play.core.lost(&lost_error(), &mut out));
+    assert!(play.core.lost(&lost_error(), false, &mut out));
     assert!(out.windows(5).any(|part| part == b"40001"));
 }
 
@@ -558,7 +558,7 @@ fn a_lost_transaction_is_over_for_no_statement_but_its_end() {
     open_transaction(&mut play);
     play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
     play.server(&[bare(b'1'), ready(TxStatus::InTransaction)].concat());
-    assert!(play.core.lost(&lost_error(), &mut Vec::new()));
+    assert!(play.core.lost(&lost_error(), false, &mut Vec::new()));
     for (sql, code, status) in [
         ("deallocate s", "40001", TxStatus::Failed),
         ("deallocate all", "25P02", TxStatus::Failed),
@@ -675,7 +675,7 @@ fn what_the_server_skips_pins_nothing() {
 fn a_discard_all_that_was_lost_with_its_server_discards_nothing_later() {
     let mut play = Play::new(PoolMode::Transaction);
     play.client_bound(&query("discard all"), false);
-    assert!(play.core.lost(&lost_error(), &mut Vec::new()));
+    assert!(play.core.lost(&lost_error(), false, &mut Vec::new()));
     play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
     play.server(&[bare(b'1'), ready(TxStatus::Idle)].concat());
     assert_eq!(play.core.sql_of(b"s"), Some(&b"select 1"[..]));
@@ -728,6 +728,206 @@ fn a_run_whose_server_was_dead_before_it_was_sent_goes_to_another_whole_and_once
                 assert_eq!(play.client(&[rest, &query("select 2")].concat()), Stop::Acquire);
                 assert_eq!(play.inbox, query("select 2"));
             }
+        }
+    }
+}
+
+fn tags(mut bytes: &[u8]) -> String {
+    let mut out = String::new();
+    while bytes.len() >= 5 {
+        out.push(char::from(bytes[0]));
+        let len = usize::try_from(u32::from_be_bytes(bytes[1..5].try_into().unwrap())).unwrap();
+        bytes = &bytes[(len + 1).min(bytes.len())..];
+    }
+    out
+}
+
+#[test]
+fn what_was_let_go_is_not_replayed() {
+    for tag in [b'T', b'N'] {
+        let mut play = Play::new(PoolMode::Transaction);
+        play.client_bound(&query("select 1"), false);
+        let mut long = Vec::new();
+        put(&mut long, tag, |b| b.extend_from_slice(&[0; 20_000]));
+        let (n, _) = play.server(&long[..17_000]);
+        assert!(
+            n == 0 || !play.core.replayable(),
+            "{n} bytes of '{}' given and still replayable",
+            char::from(tag)
+        );
+    }
+}
+
+#[test]
+fn a_named_parse_whose_reply_was_held_back_is_new_in_the_replay() {
+    let refusal = PgError::error("25006", "cannot execute INSERT in a read-only transaction").to_bytes();
+    let fatal = PgError::fatal("57P01", "terminating").to_bytes();
+    for (end, outcome) in [(refusal, ServerOutcome::Refused), (fatal, ServerOutcome::Fatal)] {
+        let mut play = Play::new(PoolMode::Transaction);
+        let run = [parse("s", "select * from v"), bind("s"), bare(b'E'), bare(b'S')].concat();
+        play.client_bound(&run, true);
+        assert_eq!(tags(&play.forwarded), "PBES");
+        assert_eq!(play.server(&[bare(b'1'), bare(b'2'), end].concat()), (0, outcome));
+        drop(play.core.abandon());
+        play.core.replay();
+        play.forwarded.clear();
+        play.client_bound(&run, false);
+        assert_eq!(tags(&play.forwarded), "PBES", "the server would answer 42P05 to the second Parse");
+    }
+}
+
+#[test]
+fn a_name_outlives_a_change_of_the_mode() {
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
+    play.server(&[bare(b'1'), ready(TxStatus::Idle)].concat());
+    drop(play.core.released());
+    play.core.set_mode(PoolMode::Session);
+    play.forwarded.clear();
+    play.client_bound(&[bind("s"), bare(b'E'), bare(b'S')].concat(), false);
+    assert!(play.forwarded.windows(3).any(|w| w == b"hp_"), "{:?}", String::from_utf8_lossy(&play.forwarded));
+}
+
+#[test]
+fn a_sync_among_copy_data_that_fail_may_be_answered_and_nobody_else_gets_that() {
+    let mut play = Play::new(PoolMode::Transaction);
+    let mut data = Vec::new();
+    put(&mut data, b'd', |b| b.extend_from_slice(b"x\n"));
+    play.client_bound(&query("copy t from stdin"), false);
+    play.server(&bare(b'G'));
+    play.client(&[data, bare(b'S'), bare(b'c')].concat());
+    // The server: the data is bad, Query ends; then it reads the Sync.
+    play.server(&[PgError::error("22P02", "invalid input").to_bytes(), ready(TxStatus::Idle)].concat());
+    assert!(!play.core.may_release(), "a ReadyForQuery is still to come");
+}
+
+#[test]
+fn the_commit_of_a_write_counts_as_a_write() {
+    let mut play = Play::new(PoolMode::Transaction);
+    open_transaction(&mut play);
+    play.client(&query("insert into t values (1)"));
+    play.server(&[bare(b'C'), ready(TxStatus::InTransaction)].concat());
+    assert!(play.core.take_wrote());
+    play.client(&query("commit"));
+    play.server(&[bare(b'C'), ready(TxStatus::Idle)].concat());
+    assert!(play.core.take_wrote(), "the window of read-your-writes begins with the commit");
+}
+
+#[test]
+fn a_copy_that_ends_before_its_data_owes_nothing() {
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&extended("copy v from stdin"), false);
+    let error = PgError::error("42809", "cannot copy to view").to_bytes();
+    let got = play.server(&[bare(b'1'), bare(b'2'), bare(b'G'), error, ready(TxStatus::Idle)].concat());
+    assert_eq!(got.1, ServerOutcome::Settled);
+}
+
+#[test]
+fn an_answer_of_ours_behind_a_flush_is_given() {
+    let mut play = Play::new(PoolMode::Transaction);
+    open_transaction(&mut play);
+    play.client_bound(&[parse("s", "select 1"), bare(b'S')].concat(), false);
+    play.server(&[bare(b'1'), ready(TxStatus::InTransaction)].concat());
+    play.forwarded.clear();
+    play.client(&[bare(b'H'), query("deallocate s")].concat());
+    assert_eq!(tags(&play.forwarded), "H", "answered here: {:?}", tags(&play.replied));
+}
+
+#[test]
+fn a_parse_too_long_to_be_read_may_leave_any_state_behind_inside_a_transaction_as_well() {
+    for name in ["", "s"] {
+        let mut play = Play::new(PoolMode::Transaction);
+        open_transaction(&mut play);
+        let sql = format!("set search_path to x /* {} */", "x".repeat(super::core::TEXT_MAX));
+        let long = parse(name, &sql);
+        let (front, rest) = long.split_at(10_000);
+        play.client(front);
+        play.client(&[rest, &bind(name), &bare(b'E'), &bare(b'S')].concat());
+        play.server(&[bare(b'1'), bare(b'2'), bare(b'C'), ready(TxStatus::InTransaction)].concat());
+        play.client(&query("commit"));
+        play.server(&[bare(b'C'), ready(TxStatus::Idle)].concat());
+        assert!(!play.core.may_release(), "{name:?}: {:?}", play.core.pins());
+    }
+}
+
+#[test]
+fn the_unnamed_statement_of_another_client_is_not_reached_by_a_long_portal_name() {
+    let mut large = Vec::new();
+    put(&mut large, b'B', |b| {
+        b.extend_from_slice(&[b'p'; 70_000]);
+        b.extend_from_slice(b"\0\0\0\0\0\0\0\0");
+    });
+    let mut play = Play::new(PoolMode::Transaction);
+    let (front, rest) = large.split_at(66_000);
+    play.client_bound(front, false);
+    play.client_bound(rest, false);
+    assert!(play.forwarded.is_empty(), "{} bytes", play.forwarded.len());
+}
+
+#[test]
+fn a_query_that_the_server_skips_gives_no_right_to_the_unnamed_statement() {
+    let mut close = Vec::new();
+    put(&mut close, b'C', |b| b.extend_from_slice(b"Sx\0"));
+    let mut play = Play::new(PoolMode::Transaction);
+    let begun = [close, bare(b'H'), bind("missing"), query("select 1"), bare(b'S')].concat();
+    play.client_bound(&begun, false);
+    let error = PgError::error("26000", "missing").to_bytes();
+    play.server(&[bare(b'3'), error, ready(TxStatus::Idle)].concat());
+    if play.core.may_release() {
+        drop(play.core.released());
+    }
+    // The same in one go, before the error is known.
+    let mut play = Play::new(PoolMode::Transaction);
+    play.client_bound(&begun, false);
+    play.forwarded.clear();
+    play.client_bound(&[bind(""), bare(b'E'), bare(b'S')].concat(), false);
+    assert_eq!(tags(&play.forwarded), "", "another client's statement is reached");
+}
+
+#[test]
+fn one_name_more_than_there_is_room_for_stays_with_its_session() {
+    let mut play = Play::new(PoolMode::Transaction);
+    let text = |n: usize| format!("select {n} /* {} */", "x".repeat(250_000));
+    for n in 0..67 {
+        play.client_bound(&[parse(&format!("s{n}"), &text(n)), bare(b'S')].concat(), false);
+        play.server(&[bare(b'1'), ready(TxStatus::Idle)].concat());
+        if !play.core.may_release() {
+            panic!("{n}");
+        }
+        drop(play.core.released());
+    }
+    play.forwarded.clear();
+    play.client_bound(&[parse("a", &text(98)), parse("b", "select 99"), bare(b'S')].concat(), false);
+    play.server(&[bare(b'1'), bare(b'1'), ready(TxStatus::Idle)].concat());
+    let raw = play.forwarded.windows(3).any(|w| w == b"b\0s");
+    assert!(!raw || !play.core.may_release(), "a statement of the client's name is left on a shared server");
+}
+
+#[test]
+fn what_stands_behind_a_lost_begin_is_not_run_outside_of_it() {
+    let insert = || query("insert into t values (1)");
+    let end = |out: &[u8]| char::from(*out.last().unwrap());
+    for (sent, more, status) in [
+        (vec![query("begin"), insert()], false, 'E'),
+        (vec![insert(), query("begin")], true, 'E'),
+        (vec![insert(), query("begin")], false, 'E'),
+        // Its client has seen that it failed.
+        (vec![extended("begin; select 1")], false, 'I'),
+        (vec![insert(), insert()], true, 'I'),
+        (vec![query("begin"), insert(), query("commit")], true, 'I'),
+        (vec![query("begin"), insert(), query("commit"), query("begin")], true, 'E'),
+        (vec![query("begin"), query("rollback"), insert()], true, 'I'),
+    ] {
+        let mut play = Play::new(PoolMode::Transaction);
+        play.client_bound(&sent.concat(), false);
+        let mut out = Vec::new();
+        assert!(play.core.lost(&lost_error(), more, &mut out));
+        assert_eq!(end(&out), status, "{sent:?} {more}");
+        if status == 'E' {
+            assert_eq!(play.client(&insert()), Stop::Wait, "it is refused here");
+            assert!(play.replied.windows(5).any(|part| part == b"25P02"));
+            play.client(&query("commit"));
+            assert_eq!(play.client(&insert()), Stop::Acquire, "over");
         }
     }
 }

@@ -285,6 +285,14 @@ impl Session {
         }
     }
 
+    /// What has gone out was the rest of something that the server throws away: no answer will let the connection go.
+    fn release_if_over(&mut self) {
+        if self.core.may_release() && self.to_server.inbox.is_empty() && !self.to_server.blocked() {
+            self.started = None;
+            self.release();
+        }
+    }
+
     /// Gives the clean server connection back.
     fn release(&mut self) {
         self.desk.rested();
@@ -333,7 +341,7 @@ impl Session {
             && let Some(server) = &mut self.server
         {
             match self.to_server.flush(&mut server.io, cx) {
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => self.release_if_over(),
                 Poll::Ready(Err(_)) => return Err(Step::ServerLost(None)),
                 Poll::Pending => return Ok(false),
             }
@@ -398,8 +406,7 @@ impl Session {
 
     /// The client sends no more: what can end is waited for, what needs more of it cannot.
     fn at_eof(&self) -> Progress {
-        let ledger = self.core.ledger();
-        let over = ledger.settled() || ledger.unsynced() || ledger.copy_in() || self.core.half_sent();
+        let over = self.core.ledger().settled() || self.core.waits_for_client() || self.core.half_sent();
         let over = over && !self.core.waits_for_name();
         if over && !self.to_client.blocked() { Err(Step::ClientGone) } else { Ok(false) }
     }
@@ -521,7 +528,8 @@ impl Session {
             self.sent.extend_from_slice(theirs);
         }
         let counts = self.note_counts();
-        if self.started.is_none() {
+        // What owes no answer runs for no time.
+        if self.started.is_none() && !self.core.ledger().settled() {
             self.traced.sent(theirs, counts.writes > 0);
             let now = Instant::now();
             self.started = Some(now);
@@ -533,7 +541,9 @@ impl Session {
         let sent = self.to_server.send(&mut server.io, cx, bytes);
         // What is behind them is looked at once they are gone.
         self.look |= self.to_server.blocked();
-        sent.map_err(|_| Step::ServerLost(None))
+        sent.map_err(|_| Step::ServerLost(None))?;
+        self.release_if_over();
+        Ok(())
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Names {
     bytes: usize,
     /// What replies on their way decide, by the message that they answer.
     pending: VecDeque<(u32, Effect)>,
+    /// What replies have decided that are held back: undone if the run is replayed.
+    held: Vec<(u32, Effect)>,
     /// How many of these decide whether names are gone.
     closing: usize,
     /// Names of statements that turned out to be none, while messages that use them may be on their way.
@@ -290,19 +292,28 @@ impl Names {
     }
 
     /// The reply to the message with this number came: whether the client is not to see it.
-    pub fn answered(&mut self, number: u32) -> bool {
+    pub fn answered(&mut self, number: u32, held: bool) -> bool {
         let effect = self.pending.pop_front_if(|(of, _)| *of == number);
         let closed = effect.as_ref().is_some_and(|(_, effect)| effect.closes());
         self.closing = self.closing.saturating_sub(usize::from(closed));
-        matches!(effect, Some((_, Effect::Prepares(_) | Effect::Drops(_) | Effect::Ours)))
+        let ours = matches!(effect, Some((_, Effect::Prepares(_) | Effect::Drops(_) | Effect::Ours)));
+        self.held.extend(effect.filter(|_| held));
+        ours
+    }
+
+    /// What was held back has gone to the client.
+    pub fn told(&mut self) {
+        self.held.clear();
     }
 
     /// Messages up to this number have failed or were skipped.
     pub fn failed(&mut self, number: u32, prepared: &mut Prepared) {
         let count = self.pending.iter().take_while(|(of, _)| *of <= number).count();
+        let held: Vec<_> = std::mem::take(&mut self.held);
         let undone: Vec<_> = self.pending.drain(..count).collect();
-        for (_, effect) in undone.into_iter().rev() {
-            self.closing = self.closing.saturating_sub(usize::from(effect.closes()));
+        let closing = undone.iter().filter(|(_, effect)| effect.closes()).count();
+        self.closing = self.closing.saturating_sub(closing);
+        for (_, effect) in held.into_iter().chain(undone).rev() {
             match effect {
                 Effect::Ours => {}
                 Effect::Prepares(id) | Effect::Drops(id) => prepared.doubt(id),

@@ -252,7 +252,7 @@ impl Run {
         match header.tag {
             b'Q' | b'P' => self.add_text(header.tag, (!partial).then_some(here), mode, names, judge)?,
             b'F' => self.merge(&judge.function(here)),
-            b'B' | b'D' | b'C' => self.add_use(header.tag, here, mode, names, judge)?,
+            b'B' | b'D' | b'C' => self.add_use((header.tag, partial), here, mode, names, judge)?,
             _ => {}
         }
         match header.tag {
@@ -315,13 +315,14 @@ impl Run {
     /// be another client's.
     fn add_use(
         &mut self,
-        tag: u8,
+        (tag, partial): (u8, bool),
         here: &[u8],
         mode: PoolMode,
         names: &Names,
         judge: &mut Judge<'_>,
     ) -> Result<(), Box<PgError>> {
-        if let Named::Yes(name) = named(tag, here)
+        let about = named(tag, here);
+        if let Named::Yes(name) = about
             && mode != PoolMode::Session
         {
             match names.sql(name) {
@@ -341,7 +342,10 @@ impl Run {
             self.named = true;
             return Ok(());
         }
-        let unnamed = tag != b'C' && named(tag, here) == Named::Unnamed;
+        if about == Named::Unclear && partial && mode != PoolMode::Session {
+            return Err(Box::new(no_unnamed()));
+        }
+        let unnamed = tag != b'C' && about == Named::Unnamed;
         if unnamed && !self.parsed {
             return Err(Box::new(no_unnamed()));
         }

@@ -2,7 +2,7 @@
 //! session; every way out gives the server connection back clean or closes it.
 
 use super::acquire::{Failure, Seeker, timed_out};
-use super::checkout::Lead;
+use super::checkout::{Lead, is_still_meant};
 use super::core::{Core, Ending};
 use super::drive::{Session, Step, stops};
 use super::leg::Leg;
@@ -387,7 +387,15 @@ async fn seek(
                 seeker.seek(choose).await.map_err(Lost::Failed)?
             }
         };
-        let Err(error) = dress(&mut conn, wanted).await else { return Ok((node, view, conn)) };
+        let Err(error) = dress(&mut conn, wanted).await else {
+            let now = worker.shared.pools.view();
+            if is_still_meant(&now, (node, view.snapshot.primary != Some(node)), &conn) {
+                return Ok((node, now, conn));
+            }
+            let pool = Arc::clone(conn.slot.pool());
+            pool.put_back(conn);
+            continue;
+        };
         // The connection is in an unknown state, and closes.
         let name = conn.slot.pool().node.name.clone();
         drop(conn);
@@ -454,6 +462,7 @@ impl Session {
     /// The statement fails; the session lives. The error goes out behind what the client has not taken yet.
     pub(super) fn fail(&mut self, error: &PgError) {
         let mut out = Vec::new();
+        self.replays = 0;
         self.desk.give_up();
         self.desk.landed();
         self.traced.failed(None, error.code);
@@ -521,6 +530,9 @@ impl Session {
         }
         self.replays = 0;
         let wrote = self.core.take_wrote();
+        if wrote {
+            self.last_write = Some(Instant::now());
+        }
         let error = match wrote {
             true => PgError::error(
                 "40003",
@@ -530,7 +542,7 @@ impl Session {
         };
         self.traced.failed(Some(&pool.node), error.code);
         let mut out = Vec::new();
-        if !self.alone && self.core.lost(&error, &mut out) {
+        if !self.alone && self.core.lost(&error, !self.to_client.inbox.is_empty(), &mut out) {
             self.to_server.clear();
             self.started = None;
             self.rested = Instant::now();
@@ -552,7 +564,6 @@ impl Session {
             self.look = true;
             count(&self.worker.counters.replays);
         } else {
-            self.replays = 0;
             self.core.unbind();
             self.fail(&PgError::error("08006", "connection to the server was lost"));
         }
@@ -567,7 +578,7 @@ impl Session {
             self.core.take_back();
         }
         let pins = self.core.pins();
-        let half_sent = self.core.half_sent() || self.to_server.blocked();
+        let half_sent = self.core.half_sent() || self.core.is_loose() || self.to_server.blocked();
         let reset = self.core.mode() == PoolMode::Session || !pins.is_empty();
         let settings = self.core.settings().left();
         let (ledger, unread, prepared) = self.core.abandon();

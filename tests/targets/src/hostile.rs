@@ -72,7 +72,11 @@ impl Play {
                     if self.core.replayable() {
                         self.core.abandon();
                         self.core.replay();
-                    } else if !self.core.lost(&PgError::error("40003", "lost"), &mut out) {
+                    } else if !self.core.lost(
+                        &PgError::error("40003", "lost"),
+                        !self.client.is_empty(),
+                        &mut out,
+                    ) {
                         self.over = true;
                     }
                     return;

@@ -14,7 +14,7 @@ fn proxy() -> Proxy {
     Config { pool: 5, ..Config::primary_only(Cluster::shared()) }.start().ready()
 }
 
-fn seen(messages: &[Message]) -> Vec<String> {
+pub(super) fn seen(messages: &[Message]) -> Vec<String> {
     let text = |m: &Message| String::from_utf8_lossy(&m.body).trim_end_matches('\0').to_owned();
     messages
         .iter()
@@ -28,7 +28,7 @@ fn seen(messages: &[Message]) -> Vec<String> {
         .collect()
 }
 
-fn ask(raw: &mut Raw, bytes: &[u8], readies: usize) -> Vec<String> {
+pub(super) fn ask(raw: &mut Raw, bytes: &[u8], readies: usize) -> Vec<String> {
     raw.send(bytes);
     seen(&raw.until_ready(readies))
 }
@@ -45,11 +45,11 @@ fn end_backend(mark: &str) {
     });
 }
 
-fn extended(parts: &[(u8, &[u8])]) -> Vec<u8> {
+pub(super) fn extended(parts: &[(u8, &[u8])]) -> Vec<u8> {
     parts.iter().flat_map(|(tag, body)| message(*tag, body)).collect()
 }
 
-fn one_shot(sql: &str) -> Vec<u8> {
+pub(super) fn one_shot(sql: &str) -> Vec<u8> {
     let parse = [b"\0", sql.as_bytes(), b"\0\0\0"].concat();
     extended(&[(b'P', &parse), (b'B', &[0; 8]), (b'D', b"P\0"), (b'E', &[0; 5]), (b'S', b"")])
 }
@@ -347,4 +347,45 @@ fn a_statement_whose_server_connection_was_dead_before_it_was_sent_runs_once() {
     println!("{executed} of 60 ran, {again} attempts were taken back");
     assert!(executed > 0 && again > 0.0, "{executed} ran, {again} taken back");
     superuser.batch_execute("drop table sent_late").unwrap();
+}
+
+#[test]
+fn a_read_runs_again_with_its_name_and_not_once_the_client_has_something_of_it() {
+    let view =
+        "create or replace view slow_view as select 1 as x from pg_sleep(3); grant all on slow_view to app";
+    Cluster::shared().execute(view);
+    let proxy = proxy();
+    let (mut raw, _) = proxy.raw("app");
+    let parse = b"st\0select 'named lost', x from slow_view\0\0\0";
+    raw.send(&extended(&[(b'P', parse), (b'B', b"\0st\0\0\0\0\0\0\0"), (b'E', &[0; 5]), (b'S', b"")]));
+    end_backend("named lost");
+    assert_eq!(seen(&raw.until_ready(1)), ["1", "2", "D:named lost,1", "C:SELECT 1", "Z:I"]);
+    // The description of its row is longer than what is held back.
+    let column = |n: usize| format!(", {n} as a_column_with_a_name_of_considerable_length_{n:05}");
+    let columns: String = (0..1000).map(column).collect();
+    raw.send(&query(&format!("select 'wide lost', x{columns} from slow_view")));
+    end_backend("wide lost");
+    let got: String = raw.until_ready(1).iter().map(|message| char::from(message.tag)).collect();
+    assert!(["TDCZ", "TEZ"].contains(&got.as_str()), "{got}");
+    assert_eq!(ask(&mut raw, &query("select 3"), 1), ["D:3", "C:SELECT 1", "Z:I"]);
+}
+
+#[test]
+fn what_stands_behind_a_begin_that_was_lost_is_not_run_outside_of_it() {
+    const BEHIND: usize = 30_000;
+    Cluster::shared().execute("create table outside (x int); grant all on outside to app");
+    let primary = Cluster::shared().primary();
+    let port = resetting(primary.port, b"reset here");
+    let config = Config { pool: 5, ..Config::primary_only(Cluster::shared()) };
+    let text = config.text().replace(&format!("port = {}", primary.port), &format!("port = {port}"));
+    let proxy = Proxy::start(&text).ready();
+    let (mut raw, _) = proxy.raw("app");
+    let behind = query("insert into outside values (1)").repeat(BEHIND);
+    raw.send(&[query("begin /* reset here */"), behind, query("rollback")].concat());
+    let got = seen(&raw.until_ready(BEHIND + 2));
+    assert_eq!(got[got.len() - 2..], ["C:ROLLBACK", "Z:I"]);
+    assert!(!got.iter().any(|message| message.starts_with("C:INSERT")));
+    let rows = primary.superuser().query_one("select count(*) from outside", &[]).unwrap();
+    assert_eq!(rows.get::<_, i64>(0), 0);
+    assert_eq!(ask(&mut raw, &query("select 3"), 1), ["D:3", "C:SELECT 1", "Z:I"]);
 }

@@ -4,6 +4,7 @@
 
 mod accept;
 mod admin;
+mod apart;
 mod breaks;
 mod budget;
 mod cache;

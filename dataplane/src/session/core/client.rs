@@ -133,6 +133,8 @@ impl Core {
             at = at.saturating_add(skip);
             let rest = buf.get(at..).unwrap_or_default();
             let (size, stop) = match Header::parse(rest, frontend::max_len) {
+                // What comes next may be answered here: what stands before it goes first.
+                _ if at > 0 && self.ledger.settled() => (0, Some(ClientStep::Wait)),
                 Ok(Some(header)) => (header.size, self.forward_one(header, rest, bound, judge, out)),
                 Ok(None) => (0, Some(ClientStep::Wait)),
                 Err(error) if at == 0 => (0, Some(self.bad_header(error, rest, out))),
@@ -162,7 +164,9 @@ impl Core {
 
     /// Remembers which reply decides whether the unnamed statement is this session's: that of its last Parse.
     fn note_unnamed(&mut self, sent: &[u8]) {
-        if sent.first() == Some(&b'P') && named(b'P', sent) == Named::Unnamed {
+        // A Query drops it, unless what stands before it in the same batch fails.
+        let query = sent.first() == Some(&b'Q') && self.ledger.asked() != self.ledger.synced();
+        if query || (sent.first() == Some(&b'P') && named(b'P', sent) == Named::Unnamed) {
             self.unnamed = self.ledger.asked();
         }
     }
@@ -193,6 +197,10 @@ impl Core {
     /// One message, or the front of one, for the server, into `judge.edit`.
     fn rewrite(&mut self, message: &[u8], judge: &mut Judge<'_>) {
         let tracked = self.is_tracked(message);
+        let stays = !tracked && message.first() == Some(&b'P') && named(b'P', message) != Named::Unnamed;
+        if stays && !self.ledger.skips() {
+            self.pins = self.pins.union(Pins::PREPARE);
+        }
         let mut to = Rewriter {
             interner: judge.statements,
             prepared: &mut self.prepared,
@@ -222,7 +230,7 @@ impl Core {
         let tag = header.tag;
         if tag == b'X' {
             // What was asked before is answered first, as PostgreSQL does; what cannot end is not waited for.
-            let ends = self.ledger.settled() || self.ledger.unsynced() || self.ledger.copy_in();
+            let ends = self.ledger.settled() || self.waits_for_client();
             return Some(if ends { ClientStep::Close(Ending::Terminate) } else { ClientStep::Stall });
         }
         if self.must_wait(bound) {
@@ -234,6 +242,8 @@ impl Core {
             self.waits_for_name = true;
             return Some(ClientStep::Stall);
         }
+        // If it has a body, it gets an error.
+        self.loose |= tag == b'H';
         let stop = match tag {
             // The server throws it away, so it does nothing.
             _ if self.ledger.skips() => None,
@@ -249,7 +259,7 @@ impl Core {
             _ => None,
         };
         if stop.is_none() {
-            self.bound = Some(Bound { replayable: false, ..bound });
+            self.stay();
         }
         stop
     }
@@ -276,11 +286,11 @@ impl Core {
         }
         let verdict = judge.message(tag, message);
         let change = judge.change(tag, message, &verdict);
-        let named = tag == b'P' && message.is_none_or(|message| named(tag, message) != Named::Unnamed);
+        let named = tag == b'P' && named(tag, message.unwrap_or(rest)) != Named::Unnamed;
         if named && (self.settings.follows() || self.sets) {
             self.distrust();
         }
-        if named && self.is_tracked(message.unwrap_or_default()) {
+        if named && message.is_some_and(|message| self.is_tracked(message)) {
             // What it does, it does when it is bound.
             return None;
         }
@@ -317,6 +327,11 @@ impl Core {
                 Some(ClientStep::Stall)
             }
             Named::Unclear if here.len() < size.min(RUN_MAX) => Some(ClientStep::Wait),
+            // It might be another client's.
+            Named::Unclear if here.len() < size && self.mode != PoolMode::Session => {
+                let error = PgError { severity: Severity::Fatal, ..no_unnamed() };
+                Some(ClientStep::Close(Ending::Error(Box::new(error))))
+            }
             Named::Yes(name) if tag == b'B' => {
                 let verdict = self.names.sql(name).map_or_else(Verdict::in_doubt, |sql| judge.text(sql));
                 self.note(tag, &verdict, None, false);
@@ -403,7 +418,10 @@ impl Core {
     /// What a statement leaves behind, whichever way it went to the server.
     /// `change`: what it does to a setting, if that is all it does; `quiet`: no answer is owed to anything before it.
     pub(super) fn note(&mut self, tag: u8, verdict: &Verdict, change: Option<Sent>, quiet: bool) {
-        self.wrote |= verdict.may_write;
+        let ends = matches!(verdict.tx, TxWord::End | TxWord::Mixed);
+        self.dirty |= verdict.may_write;
+        // What was written before shows from its commit on.
+        self.wrote |= verdict.may_write || (ends && self.dirty);
         self.sets |= verdict.sets;
         match verdict.class {
             Class::Empty | Class::Read => self.counts.reads = self.counts.reads.saturating_add(1),
@@ -411,8 +429,10 @@ impl Core {
                 self.counts.writes = self.counts.writes.saturating_add(1)
             }
         }
-        let ends = matches!(verdict.tx, TxWord::End | TxWord::Mixed);
-        self.leaving = ends || (self.leaving && !self.ledger.settled());
+        let on_their_way = !self.ledger.settled();
+        self.leaving = ends || (self.leaving && on_their_way);
+        let begins = matches!(verdict.tx, TxWord::Begin { .. });
+        self.entering = begins || (self.entering && on_their_way && !ends);
         self.discarding = tag == b'Q' && verdict.is_discard_all && self.ledger.listens();
         if verdict.is_discard_all {
             // Whatever of it is answered, and however it goes to the server.

@@ -49,7 +49,8 @@ impl Core {
     /// The server connection broke while `error` describes what was on its way. Appends what the client gets instead of
     /// its answers, and the session lives: `true`. Otherwise the session must end: something stands half way, or state was
     /// lost with the server that the session cannot do without.
-    pub fn lost(&mut self, error: &PgError, out: &mut Vec<u8>) -> bool {
+    /// `more`: the client has sent more than was passed on.
+    pub fn lost(&mut self, error: &PgError, more: bool, out: &mut Vec<u8>) -> bool {
         let movable = self.mode != super::PoolMode::Session && self.pins().is_empty();
         let whole = self.server_skip == 0 && self.client_skip == 0 && !self.ledger.broken();
         if !movable || !whole {
@@ -61,7 +62,8 @@ impl Core {
         let open = self.ledger.status() != TxStatus::Idle;
         let readies = self.ledger.readies();
         let unsynced = self.ledger.unsynced();
-        let leaving = self.leaving;
+        let (leaving, entering) = (self.leaving, self.entering);
+        self.dirty = false;
         self.bound = None;
         self.held = 0;
         self.ledger.reset();
@@ -70,10 +72,12 @@ impl Core {
             self.doom = open.then_some(Doom::Untold);
             return true;
         }
+        // What the client has sent behind a BEGIN must not run outside of it.
+        let inside = entering && (more || readies > 1);
         let (error, doomed) = match (open, leaving) {
             (true, false) => (rolled_back(), true),
-            (true, true) => (in_doubt(), false),
-            (false, _) => (error.clone(), false),
+            (true, true) => (in_doubt(), inside),
+            (false, _) => (error.clone(), inside),
         };
         self.doom = doomed.then_some(Doom::Told);
         for _ in 0..readies {

@@ -23,7 +23,7 @@ impl Core {
             let Some(Header { tag, size }) = header else { break };
             if matches!(tag, b'D' | b'd') {
                 // A row settles nothing that is owed, and is never cut; there are many of them.
-                self.final_reply();
+                self.stay();
                 at = self.step_over(at, size, rest.len());
                 continue;
             }
@@ -86,6 +86,10 @@ impl Core {
             ServerOutcome::Fatal if self.replayable() => ServerStep { forward: 0, outcome },
             _ => {
                 self.held = 0;
+                if at > 0 {
+                    // The client has something of it.
+                    self.stay();
+                }
                 let settled =
                     outcome == ServerOutcome::More && self.ledger.settled() && self.server_skip == 0;
                 ServerStep { forward: at, outcome: if settled { ServerOutcome::Settled } else { outcome } }
@@ -113,7 +117,9 @@ impl Core {
             let insert = self.names.in_clients_words(message)?;
             return Some(Cut { at, len: message.len(), insert });
         }
-        let ours = matches!(tag, b'1' | b'3') && self.names.pending() && self.names.answered(done);
+        let ours = matches!(tag, b'1' | b'3')
+            && self.names.pending()
+            && self.names.answered(done, self.replayable());
         ours.then(|| Cut { at, len: whole.map_or(5, <[u8]>::len), insert: Vec::new() })
     }
 
@@ -132,7 +138,7 @@ impl Core {
             b'S' => self.reported(body, baseline),
             b'C' => {
                 self.told = true;
-                self.final_reply();
+                self.stay();
                 if self.settings.follows() {
                     let words = whole.and_then(|_| take_cstr(body)).map(|(words, _)| words);
                     let followed = self.settings.completed(words.unwrap_or_default());
@@ -153,15 +159,17 @@ impl Core {
                 self.settings.failed();
                 // Nothing is sent behind it before its answer: with more owed, this is the error of something before it.
                 self.discarding &= self.ledger.readies() > 1;
-                self.final_reply();
+                self.stay();
             }
             b'Z' => {
                 self.told = true;
+                self.loose = false;
                 self.ended.answers = self.ended.answers.saturating_add(1);
                 if status == Some(TxStatus::Idle) {
+                    self.dirty = false;
                     self.ended.transactions = self.ended.transactions.saturating_add(1);
                 }
-                self.final_reply();
+                self.stay();
                 self.sets &= status != Some(TxStatus::Idle);
                 if self.settings.follows() {
                     let followed = self.settings.ready(status == Some(TxStatus::Idle));
@@ -177,13 +185,17 @@ impl Core {
                     self.changed.clear();
                 }
             }
-            _ => self.final_reply(),
+            _ => self.stay(),
         }
     }
 
-    fn final_reply(&mut self) {
-        if let Some(bound) = &mut self.bound {
+    /// The run stays where it is: it is not run again.
+    pub(super) fn stay(&mut self) {
+        if let Some(bound) = &mut self.bound
+            && bound.replayable
+        {
             bound.replayable = false;
+            self.names.told();
         }
     }
 
