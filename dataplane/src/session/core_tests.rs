@@ -931,3 +931,27 @@ fn what_stands_behind_a_lost_begin_is_not_run_outside_of_it() {
         }
     }
 }
+
+#[test]
+fn what_stands_behind_a_begin_that_got_no_server_is_not_run_outside_of_it() {
+    let insert = query("insert into t values (1)");
+    for (run, fails) in
+        [(query("begin"), true), (extended("start transaction"), true), (query("select 1"), false)]
+    {
+        let mut play = Play::new(PoolMode::Transaction);
+        assert_eq!(play.client(&[&run[..], &insert].concat()), Stop::Acquire);
+        play.core.doom_what_follows();
+        play.core.fail(&lost_error(), &mut play.replied);
+        let stop = play.client(&[]);
+        if !fails {
+            assert_eq!(stop, Stop::Acquire);
+            continue;
+        }
+        assert_eq!(stop, Stop::Wait, "the insert is refused here");
+        assert!(play.replied.windows(5).any(|part| part == b"25P02"));
+        assert!(play.replied.ends_with(&ready(TxStatus::Failed)) && play.forwarded.is_empty());
+        play.client(&query("commit"));
+        assert!(play.replied.ends_with(&ready(TxStatus::Idle)));
+        assert_eq!(play.client(&insert), Stop::Acquire, "over");
+    }
+}

@@ -466,6 +466,9 @@ impl Session {
         self.desk.give_up();
         self.desk.landed();
         self.traced.failed(None, error.code);
+        if self.to_client.inbox.len() > self.core.run().len() {
+            self.core.doom_what_follows();
+        }
         self.core.fail(error, &mut out);
         self.to_client.push(&out);
         self.rested = Instant::now();

@@ -389,3 +389,20 @@ fn what_stands_behind_a_begin_that_was_lost_is_not_run_outside_of_it() {
     assert_eq!(rows.get::<_, i64>(0), 0);
     assert_eq!(ask(&mut raw, &query("select 3"), 1), ["D:3", "C:SELECT 1", "Z:I"]);
 }
+
+#[test]
+fn what_stands_behind_a_begin_that_got_no_server_is_not_run_outside_of_it() {
+    Cluster::shared().execute("create table queued (x int); grant all on queued to app");
+    let config = Config { pool: 1, acquire_timeout: 1, ..Config::primary_only(Cluster::shared()) };
+    let proxy = config.start().ready();
+    let ((mut holder, _), (mut raw, _)) = (proxy.raw("app"), proxy.raw("app"));
+    holder.query("begin");
+    let insert = query("insert into queued values (1)");
+    raw.send(&[query("begin"), insert.clone(), query("commit")].concat());
+    let got = seen(&raw.until_ready(3));
+    assert_eq!(got, ["E:53300", "Z:E", "E:25P02", "Z:E", "C:ROLLBACK", "Z:I"]);
+    // By itself it has failed, and that is all.
+    assert_eq!(ask(&mut raw, &query("begin"), 1), ["E:53300", "Z:I"]);
+    holder.query("commit");
+    assert_eq!(ask(&mut raw, &query("select count(*) from queued"), 1), ["D:0", "C:SELECT 1", "Z:I"]);
+}

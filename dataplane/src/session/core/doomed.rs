@@ -91,6 +91,14 @@ impl Core {
         true
     }
 
+    /// The run gets no server connection, and the client has sent more behind it: behind a BEGIN that must not run outside
+    /// of it.
+    pub fn doom_what_follows(&mut self) {
+        if self.doom.is_none() && matches!(self.run.verdict().tx, TxWord::Begin { .. }) {
+            self.doom = Some(Doom::Told);
+        }
+    }
+
     /// A whole run of a client whose transaction was lost: answered without a server.
     pub(super) fn doomed_run(
         &mut self,
